@@ -120,8 +120,9 @@ test-ray: setup build/ray/.installed  ## run the tests of Ray Serve and Ray Data
 test-ray-haproxy: setup build/ray/.installed  ## run them with HAProxy in place of Ray's proxy, four minutes
 	$(RAY_PYTEST) tests/ray_serve -k haproxy
 
+# Three processes on a small machine with two cores, as servers that start and stop wait for a third of the time.
 test-slow: setup $(NODE_MODULES)  ## run the commands of every page, fault scenarios, and the client beside the two packages with the tightest requirements
-	$(BIN)/pytest -m 'slow and not environments' --numprocesses 2
+	$(BIN)/pytest -m 'slow and not environments' --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 test-environments: setup  ## run the client's tests beside the other packages that docs/guides/client.md lists, and with its oldest requirements
 	$(BIN)/pytest -m environments

@@ -44,10 +44,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         process.wait()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Orders the files of a parallel run: large ones first, and those that use the demo model in the second half.
+    """Orders the selected tests of a parallel run, so that no worker is left with a long one at the end.
 
-    pytest-xdist keeps this order with ``--no-loadscope-reorder``.
+    Those that state their minutes come first, the longest of all at the beginning. Then come large files before small
+    ones, and those that use the demo model in the second half. pytest-xdist keeps this order with
+    ``--no-loadscope-reorder``.
     """
     if not hasattr(config, "workerinput"):
         return
@@ -57,4 +60,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for files, start in ((counts.keys() - users, 0.0), (users, 0.5)):
         ordered = sorted(files, key=lambda path: (-counts[path], path))
         places |= {path: start + (1 - start) * number / len(ordered) for number, path in enumerate(ordered)}
-    items.sort(key=lambda item: places[item.path])
+    items.sort(key=lambda item: (-_minutes(item), places[item.path]))
+
+
+def _minutes(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("slow")
+    return float(marker.kwargs.get("minutes", 0)) if marker else 0.0

@@ -231,9 +231,28 @@ DAMAGES: list[Callable[[Path], str]] = [
 ]
 
 
+NOT_LISTED = "is not listed in bundle.json; a bundle holds no other files"
+NOT_REGULAR = "is not a regular file; links and devices are not allowed in a bundle"
+# What the error says of the file, one damage of each kind.
+REASONS: dict[Callable[[Path], str], str] = {
+    _remove_file: "is missing",
+    _remove_manifest: "is missing: this directory is not a bundle",
+    _add_file: NOT_LISTED,
+    _add_empty_folder: NOT_LISTED,
+    _change_case_of_name: NOT_LISTED,
+    _truncate_to_zero: "has 0 bytes; bundle.json lists ",
+    _symlink_to_same_content: NOT_REGULAR,
+    _symlink_folder: "is a link; links are not allowed in a bundle",
+    _hard_link: "has a second hard link; copy the bundle instead of linking its files",
+    _replace_file_by_pipe: NOT_REGULAR,
+}
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 def test_damaged_bundle_is_rejected(bundle_copy: Path, parser_calls: list[str], damage: Callable[[Path], str]) -> None:
-    assert_rejected(bundle_copy, damage(bundle_copy), parser_calls)
+    error = assert_rejected(bundle_copy, file := damage(bundle_copy), parser_calls)
+    assert error.path == bundle_copy / file
+    assert error.reason.startswith(REASONS.get(damage, ""))
 
 
 def test_swapped_files_of_equal_size_are_rejected(bundle_copy: Path, parser_calls: list[str]) -> None:
@@ -243,4 +262,5 @@ def test_swapped_files_of_equal_size_are_rejected(bundle_copy: Path, parser_call
     bundle.load(bundle_copy)
     (bundle_copy / first).write_bytes(content)
     (bundle_copy / second).write_bytes(bytes(len(content)))
-    assert_rejected(bundle_copy, first, parser_calls)
+    error = assert_rejected(bundle_copy, first, parser_calls)
+    assert error.reason == "was changed: its SHA-256 is not the one in bundle.json"

@@ -52,79 +52,6 @@ def test_every_flipped_bit_is_rejected(tmp_path: Path, name: str) -> None:
     bundle.load(tmp_path / "demo")
 
 
-def _remove(root: Path) -> None:
-    (root / "model.onnx").unlink()
-
-
-def _remove_manifest(root: Path) -> None:
-    (root / "bundle.json").unlink()
-
-
-def _add(root: Path) -> None:
-    (root / "torch" / "pytorch_model.bin").write_bytes(b"pickle")
-
-
-def _add_folder(root: Path) -> None:
-    (root / "extra").mkdir()
-
-
-def _rename(root: Path) -> None:
-    (root / "model.onnx").rename(root / "Model.onnx")
-
-
-def _lengthen(root: Path) -> None:
-    (root / "model.onnx").write_bytes(b"graph, and more")
-
-
-def _change(root: Path) -> None:
-    (root / "model.onnx").write_bytes(b"Graph")
-
-
-def _link(root: Path) -> None:
-    (root / "model.onnx").rename(root.parent / "elsewhere")
-    (root / "model.onnx").symlink_to(root.parent / "elsewhere")
-
-
-def _link_folder(root: Path) -> None:
-    (root / "torch").rename(root.parent / "elsewhere")
-    (root / "torch").symlink_to(root.parent / "elsewhere")
-
-
-def _link_hard(root: Path) -> None:
-    os.link(root / "model.onnx", root.parent / "second-name")
-
-
-def _pipe(root: Path) -> None:
-    (root / "model.onnx").unlink()
-    os.mkfifo(root / "model.onnx")
-
-
-DAMAGES: dict[Callable[[Path], None], tuple[str, str]] = {
-    _remove: ("model.onnx", "is missing"),
-    _remove_manifest: ("bundle.json", "is missing: this directory is not a bundle"),
-    _add: ("torch/pytorch_model.bin", "is not listed in bundle.json; a bundle holds no other files"),
-    _add_folder: ("extra", "is not listed in bundle.json; a bundle holds no other files"),
-    _rename: ("Model.onnx", "is not listed in bundle.json; a bundle holds no other files"),
-    _lengthen: ("model.onnx", "has 15 bytes; bundle.json lists 5"),
-    _change: ("model.onnx", "was changed: its SHA-256 is not the one in bundle.json"),
-    _link: ("model.onnx", "is not a regular file; links and devices are not allowed in a bundle"),
-    _link_folder: ("torch", "is a link; links are not allowed in a bundle"),
-    _link_hard: ("model.onnx", "has a second hard link; copy the bundle instead of linking its files"),
-    _pipe: ("model.onnx", "is not a regular file; links and devices are not allowed in a bundle"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
-def test_damaged_directory_is_rejected(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    root = write_demo_bundle(tmp_path).path
-    damage(root)
-    with pytest.raises(BundleError) as caught:
-        bundle.load(root)
-    file, reason = DAMAGES[damage]
-    assert (caught.value.path, caught.value.reason) == (root / file, reason)
-    assert str(caught.value) == f"{root / file}: {reason}"
-
-
 def test_unreadable_folder_is_an_integrity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, scandir = write_demo_bundle(tmp_path).path, os.scandir
 
@@ -138,24 +65,9 @@ def test_unreadable_folder_is_an_integrity_error(tmp_path: Path, monkeypatch: py
         bundle.load(root)
 
 
-def test_link_to_a_manifest_is_rejected(tmp_path: Path) -> None:
-    path = write_demo_bundle(tmp_path).path / "bundle.json"
-    path.rename(tmp_path / "elsewhere.json")
-    path.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(FormatError, match="is not a regular file"):
-        bundle.load(path.parent)
-
-
 def test_missing_directory_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="no such directory"):
         bundle.load(tmp_path / "nothing")
-
-
-def test_oversized_manifest_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_demo_bundle(tmp_path).path
-    monkeypatch.setattr(store, "MAX_MANIFEST_BYTES", 100)
-    with pytest.raises(FormatError, match="larger than 100 bytes"):
-        bundle.load(root)
 
 
 def test_unreadable_file_is_an_integrity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

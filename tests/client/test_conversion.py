@@ -178,28 +178,6 @@ def test_head_of_an_unknown_kind_is_unknown() -> None:
     assert conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model)).heads[0].kind == "unknown"
 
 
-def test_items_are_added_to_a_copy_of_the_template() -> None:
-    template = service_pb2.AnalyzeRequest(tasks=[item_pb2.TASK_SENTIMENT])
-    message = conversion.with_items(template, [item_pb2.Item(item_id="1", text="one")])
-    assert (list(message.tasks), [item.text for item in message.items]) == ([3], ["one"])
-    assert len(template.items) == 0
-
-
-def test_answer_without_a_task_is_an_error_only_if_the_task_was_requested() -> None:
-    answer = item_pb2.Answer(item_id="7", result=item_pb2.Result(sentiment=item_pb2.Sentiment(probability=0.5)))
-    response = service_pb2.AnalyzeResponse(answers=[answer])
-    cases: list[tuple[Any, bool]] = [
-        (REQUEST, False),
-        (service_pb2.AnalyzeRequest(tasks=[item_pb2.TASK_SENTIMENT]), False),
-        (service_pb2.AnalyzeRequest(tasks=[item_pb2.TASK_SENTIMENT, item_pb2.TASK_CLASSIFICATION]), True),
-        (service_pb2.StreamSentimentRequest(), False),
-        (service_pb2.StreamClassifyRequest(), True),
-    ]
-    for template, lacks in cases:
-        (converted,) = conversion.answers_of(response, template)
-        assert (converted.error is not None) == lacks
-
-
 NAN, INFINITY = float("nan"), float("inf")
 LIES: list[tuple[dict[str, Any], str]] = [
     ({"embedding": item_pb2.Embedding(values=np.array([1, NAN], "<f4").tobytes(), encoding=1, dimensions=2)}, "NaN"),  # type: ignore[arg-type]

@@ -190,13 +190,6 @@ def test_unknown_head_is_an_error_with_the_nearest_name(name: str, hint: str) ->
     assert caught.value.reason == "UNKNOWN_HEAD"
 
 
-def test_parts_of_an_answer_are_those_of_its_result() -> None:
-    answer = Answer("1", RESULT)
-    assert answer.embedding is RESULT.embedding
-    assert (answer.classification, answer.sentiment) == (RESULT.classification, RESULT.sentiment)
-    assert (answer.classification.label, answer.classification.best.probability) == ("billing", FLOAT32)
-
-
 @pytest.mark.parametrize("part", ["embedding", "classification", "sentiment"])
 def test_part_that_is_missing_raises(part: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"item 'mine' has no {part}: it was not requested"):

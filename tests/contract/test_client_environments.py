@@ -117,7 +117,8 @@ def oldest_requirements() -> dict[str, str]:
     return {each.name: one.version for each in required for one in each.specifier if one.operator == ">="}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=5)
+@pytest.mark.xdist_group("distributions")
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "other",

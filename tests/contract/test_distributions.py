@@ -16,7 +16,8 @@ from tests.support.demo import ROOT
 
 from .conftest import Distributions
 
-pytestmark = pytest.mark.slow
+# One worker of a parallel run builds the distributions.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributions")]
 
 # Source root of each package of the wheel.
 ROOTS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.timeout(1200)
 PATHS = (*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/**/*.md")))
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
 WITH_COMMANDS = [name for name, text in PAGES.items() if any(block.runs for block in blocks(text))]
+# Commands that take most of the time of a page.
+LONG_COMMANDS = re.compile(r"^\$ polyhead-(train|export) ", re.MULTILINE)
 # Enough rows to train on, few enough to be quick.
 ROWS = {"tickets.jsonl": ("train.jsonl", 48), "tickets-test.jsonl": ("test.jsonl", 24)}
 
@@ -92,8 +95,13 @@ def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRu
 
 
 @pytest.mark.model
-@pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_COMMANDS)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow(minutes=0.2 * (1 + len(LONG_COMMANDS.findall(PAGES[page])))))
+        for page in WITH_COMMANDS
+    ],
+)
 def test_commands_of_page_succeed(page: str, demo_runner: PageRunner) -> None:
     assert demo_runner.run_page(PAGES[page]) > 0
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,11 @@ def _with(variables: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-_HANGING = """
+# A module that Python imports at its start. It changes the engine of the processes for which a condition is true.
+_PATCHED_ENGINE = """
 import os, pathlib, sys, time
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
-
-HANG = pathlib.Path(os.environ["HANG"])
 
 class Patch(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -72,17 +72,31 @@ class Patch(MetaPathFinder):
         def exec_module(module):
             execute(module)
             run = module.OnnxEngine.run
-            def hang(self, *arguments):
-                if HANG.exists():
-                    HANG.with_suffix(".hangs").touch()
-                    while HANG.exists():
-                        time.sleep(0.01)
+            def patched(self, *arguments):
+                FAULT
                 return run(self, *arguments)
-            module.OnnxEngine.run = hang
+            module.OnnxEngine.run = patched
         spec.loader.exec_module = exec_module
         return spec
 
-sys.meta_path.insert(0, Patch())
+if CONDITION:
+    sys.meta_path.insert(0, Patch())
+"""
+
+
+def patch_engine(folder: Path, fault: str, condition: str = "True") -> dict[str, str]:
+    """Returns the environment of processes whose engine first runs the code ``fault``."""
+    code = _PATCHED_ENGINE.replace("FAULT", textwrap.indent(fault.strip(), 16 * " ").strip())
+    (folder / "sitecustomize.py").write_text(code.replace("CONDITION", condition))
+    return {"PYTHONPATH": str(folder)}
+
+
+_HANG = """
+file = pathlib.Path(os.environ["HANG"])
+if file.exists():
+    file.with_suffix(".hangs").touch()
+    while file.exists():
+        time.sleep(0.01)
 """
 
 
@@ -114,9 +128,8 @@ class Hang:
 def hang(tmp_path: Path) -> Hang:
     modules = tmp_path / "hanging"
     modules.mkdir()
-    (modules / "sitecustomize.py").write_text(_HANGING)
     file = tmp_path / "hang"
-    return Hang(file, {"PYTHONPATH": str(modules), "HANG": str(file)})
+    return Hang(file, {**patch_engine(modules, _HANG), "HANG": str(file)})
 
 
 @pytest.fixture

@@ -68,23 +68,6 @@ def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Pat
     assert not (tmp_path / "admin").exists()
 
 
-def test_admin_service_outlives_the_workers(start: Start, demo_bundle: Path) -> None:
-    target = f"127.0.0.1:{free_port()}"
-    server = start(demo_bundle, "--workers", "2", "--admin-listen", target)
-    wait_until(lambda: serving(server) == 2, "two workers serve")
-    for pid in workers_of(server):
-        os.kill(pid, signal.SIGKILL)
-    # Each restarted worker is a process that was started while gRPC runs in the supervisor.
-    wait_until(lambda: serving(server) == 4, "both workers serve again")
-    code, stats, _ = admin("stats", "--target", target)
-    assert code == 0
-    # Statistics are in the order of the slots, and the second may have been filled first.
-    assert {one["process_id"] for one in stats} == set(workers_of(server))
-    assert server.log.read_text().count("died with code") == server.log.read_text().count("died with code -9") == 2
-    assert server.log.read_text().count("the admin service listens") == 1
-    assert server.stop() == 0
-
-
 def test_hangup_reloads_all_workers_or_stops_at_the_first_that_refuses(
     start: Start, demo_bundle: Path, twin: Path, tmp_path: Path
 ) -> None:

@@ -126,32 +126,6 @@ def test_pytorch_gives_the_same_answers(start: Start, source: bundle.Bundle, exp
         require_expected(client.analyze(TEXTS), source, expected)
 
 
-def test_windows_are_pooled_by_logits(client: Client) -> None:
-    long = " ".join(SENTENCES * 4)
-    (whole,) = client.analyze([long], truncation="window", tasks=["labels", "score"])
-    assert whole.unwrap().truncation.windows > 1
-    assert not whole.unwrap().truncation.truncated
-    (cut,) = client.analyze([long], tasks=["labels", "score"])
-    # The mean of several windows is another number than that of the first.
-    assert whole.head("tags") != cut.head("tags")
-    assert whole.scores[1].value == pytest.approx(cut.scores[1].value, rel=0.2)
-
-
-def test_description_has_every_kind(client: Client) -> None:
-    model = client.info()
-    kinds = {head.name: head.kind for head in model.heads}
-    assert kinds == {
-        "topic": "softmax",
-        "sentiment": "sigmoid",
-        "tags": "multilabel",
-        "stars": "ordinal",
-        "price": "regression",
-    }
-    tags = next(head for head in model.heads if head.name == "tags")
-    assert tags.thresholds == pytest.approx((0.4, 0.5, 0.6))
-    assert model.bundle_format_version == 5
-
-
 def rounded(value: Any) -> Any:
     """Returns a JSON value with numbers that are equal if they differ by less than a float32 can tell reliably."""
     if isinstance(value, float):

@@ -164,16 +164,6 @@ def test_single_tasks_equal_the_full_analysis(client: Client, prefix: str) -> No
 
 
 @by_one_engine
-def test_embeddings_of_all_texts_are_one_matrix(client: Client) -> None:
-    matrix = client.embeddings(TEXTS)
-    embedded = client.embed(TEXTS)
-    assert matrix.shape == (len(TEXTS), client.info().embedding.dimensions)
-    assert max(float(abs(row - answer.embedding).max()) for row, answer in zip(matrix, embedded, strict=True)) <= (
-        BATCH_TOLERANCE
-    )
-
-
-@by_one_engine
 def test_truncated_text_reports_where_it_was_cut(client: Client) -> None:
     text = "a fine parcel " * 2_000
     (cut,) = client.analyze([text])

@@ -26,7 +26,7 @@ from tests.support.command import polyhead
 from tests.support.polling import wait_until
 from tests.support.worker_load import Load, serving
 
-from .conftest import Server, Start
+from .conftest import Server, Start, patch_engine
 
 pytestmark = pytest.mark.model
 
@@ -203,15 +203,6 @@ def test_matrix_is_that_of_the_offline_comparison(admin: Admin, demo_bundle: Pat
 
 
 @in_one_process
-def test_no_text_is_kept_unless_it_was_asked_for(admin: Admin, stricter: Path) -> None:
-    admin.ok("shadow", str(stricter), "--share", "1", "--priority", "normal")
-    admin.analyze(*TEXTS)
-    found = admin.compared(len(TEXTS))
-    assert sum(head["changed"] for head in found["heads"]) > 0
-    assert not any(head["texts"] for head in found["heads"])
-
-
-@in_one_process
 def test_bad_bundle_is_refused_and_the_served_model_answers(admin: Admin, demo_bundle: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -263,18 +254,6 @@ def test_restarted_process_serves_and_samples_what_is_in_force(
     assert admin.heads()["sentiment"] == "f" * 16
     admin.analyze(*TEXTS[:20])
     assert admin.compared(20)["answered"] == 20
-
-
-@in_one_process
-def test_share_is_the_same_texts_each_time(admin: Admin, demo_bundle: Path) -> None:
-    admin.ok("shadow", str(demo_bundle), "--share", "30%", "--priority", "normal")
-    admin.analyze(*TEXTS)
-    wait_until(lambda: admin.compare()["shadow"]["selected"] > 0, "a text is selected")
-    for _ in range(3):
-        admin.analyze(*TEXTS)
-    wait_until(lambda: admin.compare()["shadow"]["compared"] % 4 == 0, "all are compared")
-    found = admin.compare()["shadow"]
-    assert 0.1 < found["selected"] / found["answered"] < 0.5
 
 
 def answered_by(target: str, key: str) -> str:
@@ -336,32 +315,10 @@ def shadow_of(server: Server) -> int:
 
 # An engine that fails, or waits, for as long as a file exists, in the candidate's process alone.
 _FAULTY = """
-import os, sys, time
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
-
-class Patch(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "polyhead_server.engines.onnx":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        execute = spec.loader.exec_module
-        def exec_module(module):
-            execute(module)
-            run = module.OnnxEngine.run
-            def faulty(self, *arguments):
-                if os.path.exists(os.environ["FAULT"]):
-                    if open(os.environ["FAULT"]).read() == "fail":
-                        raise RuntimeError("broken")
-                    time.sleep(0.2)
-                return run(self, *arguments)
-            module.OnnxEngine.run = faulty
-        spec.loader.exec_module = exec_module
-        return spec
-
-if "polyhead_server.lifecycle.candidate_engine" in sys.orig_argv:
-    sys.meta_path.insert(0, Patch())
+if os.path.exists(os.environ["FAULT"]):
+    if open(os.environ["FAULT"]).read() == "fail":
+        raise RuntimeError("broken")
+    time.sleep(0.2)
 """
 
 
@@ -369,8 +326,8 @@ if "polyhead_server.lifecycle.candidate_engine" in sys.orig_argv:
 def faulty(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Admin, Path]:
     """A server whose candidates do what a file says, and that file."""
     folder = tmp_path_factory.mktemp("faulty")
-    (folder / "sitecustomize.py").write_text(_FAULTY)
-    environment = {"PYTHONPATH": str(folder), "FAULT": str(folder / "fault")}
+    of_candidates = '"polyhead_server.lifecycle.candidate_engine" in sys.orig_argv'
+    environment = {**patch_engine(folder, _FAULTY, of_candidates), "FAULT": str(folder / "fault")}
     return start_admin(start, demo_bundle, "one process", folder, environment=environment), folder / "fault"
 
 

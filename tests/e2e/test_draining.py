@@ -69,16 +69,6 @@ def test_worker_that_hangs_is_killed_after_its_grace_period(start: Start, demo_b
     assert log.count("work was cut off") == 1
 
 
-def test_engine_that_hangs_does_not_delay_the_end(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    server = start(demo_bundle, "--workers", "2", "--drain-timeout-s", "1", environment=hang.environment)
-    wait_until(lambda: serving(server) == 2, "two workers serve")
-    hang.begin()
-    with Load(server.target):
-        wait_until(hang.has_begun, "a batch hangs")
-        assert server.stop() == 1
-    assert "cut off: " in server.log.read_text()
-
-
 def test_old_workers_are_replaced_without_client_errors(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--workers", "2", "--max-worker-age-s", "4", "--drain-delay-s", "0.5")
     wait_until(lambda: serving(server) == 2, "two workers serve")
@@ -113,9 +103,13 @@ def test_second_signal_ends_a_single_process_at_once(start: Start, demo_bundle: 
     assert int(calls) >= 1
 
 
-def test_work_that_takes_too_long_is_cut_off_and_counted(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    server = start(demo_bundle, "--drain-timeout-s", "1", environment=hang.environment)
-    server.wait_until_serving()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_work_that_takes_too_long_is_cut_off_and_counted(
+    start: Start, demo_bundle: Path, hang: Hang, workers: int
+) -> None:
+    flags = ("--workers", str(workers), "--drain-timeout-s", "1")
+    server = start(demo_bundle, *flags, environment=hang.environment)
+    wait_until(lambda: serving(server) == workers, "all workers serve") if workers > 1 else server.wait_until_serving()
     hang.begin()
     with Load(server.target):
         wait_until(hang.has_begun, "a batch hangs")

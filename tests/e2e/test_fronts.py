@@ -6,10 +6,8 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import tempfile
-import threading
 import urllib.request
 from dataclasses import dataclass
 from functools import partial
@@ -195,84 +193,6 @@ def reloading(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPath
     return Reloading(start_fronts(start, served), served, other)
 
 
-class Versions:
-    """Watches which of two models answers, while they replace each other again and again.
-
-    Attributes:
-        reloads: Number of reloads that were requested.
-        newest: Number of reloads whose model has answered.
-        answers: Number of answers since ``newest`` has changed.
-        problems: Answers of a model that had been replaced when their call began.
-    """
-
-    def __init__(self) -> None:
-        self.reloads = self.newest = self.answers = 0
-        self.problems: list[str] = []
-        self._fingerprints: list[str] = []
-        self._probabilities: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    def watch(self, stub: Any) -> None:
-        """Makes a call and looks at its answer."""
-        with self._lock:
-            newest_at_begin = self.newest
-        (answer,) = analyze(stub, "I want my money back").answers
-        fingerprint = next(one.fingerprint for one in answer.result.fingerprints.heads if one.head == "topic")
-        with self._lock:
-            self._judge(newest_at_begin, fingerprint, answer.result.classification.scores[0].probability)
-
-    def _judge(self, newest_at_begin: int, fingerprint: str, probability: float) -> None:
-        if fingerprint not in self._fingerprints:
-            self._fingerprints.append(fingerprint)
-        number = newest_at_begin + (self._fingerprints.index(fingerprint) != newest_at_begin % 2)
-        if number > self.reloads:
-            self.problems.append(f"{fingerprint} after reload {self.newest}")
-        elif number > self.newest:
-            self.newest, self.answers = number, 0
-        self.answers += 1
-        if abs(self._probabilities.setdefault(fingerprint, probability) - probability) > 1e-4:
-            self.problems.append(f"{probability} of {fingerprint}")
-
-    @property
-    def distance(self) -> float:
-        """How far the probabilities of the two models are apart."""
-        one, other = self._probabilities.values()
-        return abs(one - other)
-
-
-def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old_one(
-    reloading: Reloading, demo_bundle: Path
-) -> None:
-    server, other, reloads = reloading.server, reloading.other, reloading.reloads()
-    versions, stopping = Versions(), threading.Event()
-
-    def load() -> None:
-        with channel_to(server) as channel:
-            # The pauses leave compute to the reload.
-            while not stopping.wait(0.01):
-                versions.watch(stub_of(channel))
-
-    threads = [threading.Thread(target=load) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    try:
-        for bundle in (other, demo_bundle, other, demo_bundle):
-            # Enough that an answer of the model before would be noticed.
-            wait_until(lambda: versions.answers > 100 or bool(versions.problems), "one model answers")
-            versions.reloads += 1
-            put(bundle, reloading.served)
-            server.process.send_signal(signal.SIGHUP)
-            wait_until(lambda: versions.newest == versions.reloads or bool(versions.problems), "the next answers")
-        wait_until(lambda: versions.answers > 100 or bool(versions.problems), "the last model answers")
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join(START_S)
-    assert not versions.problems
-    assert versions.distance > 1e-2
-    assert reloading.reloads() == reloads + 4
-
-
 def test_a_stopped_front_holds_up_neither_the_others_nor_a_reload(reloading: Reloading, demo_bundle: Path) -> None:
     server = reloading.server
 
@@ -333,14 +253,6 @@ def test_processes_end_with_their_supervisor(start: Start, demo_bundle: Path) ->
         server.stop(signal.SIGKILL)
         wait_until(lambda: not any(map(alive, pids)), "the processes end")
         assert not list(Path(folder).glob("polyhead-engine-*"))
-
-
-def test_a_damaged_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    (damaged / "tokenizer.json").write_text("{}")
-    server = start(damaged, "--fronts", "2")
-    assert server.process.wait(START_S) == 2
-    assert "tokenizer.json" in server.log.read_text()
 
 
 def test_a_refused_reload_changes_nothing(reloading: Reloading, demo_bundle: Path, twin: Path) -> None:

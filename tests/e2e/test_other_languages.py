@@ -29,7 +29,7 @@ from tests.support.fake_server import BUSY, ERROR, FakeServicer, serve_fake
 
 from .conftest import Start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("other languages")]
 
 GO = ROOT / "clients/go"
 GO_SOURCES = Path("/usr/share/gocode/src")  # of Debian's golang-*-dev packages

@@ -52,12 +52,6 @@ def test_answers_are_those_of_the_written_out_texts(served: tuple[str, str]) -> 
         assert np.abs(np.subtract(numbers(plain[0]), numbers(expected[0]))).max() > 1e-3
 
 
-def test_unknown_prompt_is_an_error_of_each_text(served: tuple[str, str]) -> None:
-    with Client(served[0]) as client:
-        answers = client.analyze(TEXTS, prompt="queries")
-    assert [answer.error.reason if answer.error else "" for answer in answers] == ["UNKNOWN_PROMPT"] * len(TEXTS)
-
-
 def test_http_answers_are_those_of_the_written_out_texts(served: tuple[str, str]) -> None:
     def embeddings(path: str, body: dict[str, Any]) -> Any:
         status, content = post(served[1], path, body)

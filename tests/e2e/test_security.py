@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import hashlib
 import re
 import signal
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from polyhead.v1 import inference_service_pb2 as pb2
-from polyhead.v1 import inference_service_pb2_grpc
 
 from bench.harness.servers import free_port
 from tests.support.certificates import DAY, Authority
@@ -25,7 +20,6 @@ from tests.support.polling import wait_until
 from tests.support.secured_server import (
     KEYS,
     READER,
-    TEXT,
     Secured,
     bearer,
     connect,
@@ -135,61 +129,8 @@ def test_every_documented_ending_is_measured() -> None:
     assert set(documented()) == set(CASES)
 
 
-class Load:
-    """Calls without a pause from several threads, each on a new connection, until it is stopped.
-
-    Attributes:
-        endings: How the calls ended.
-    """
-
-    def __init__(self, call: Callable[[], str], threads: int = 3) -> None:
-        self.endings: list[str] = []
-        self._call = call
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            self.endings.append(self._call())
-
-    def wait_for(self, calls: int) -> None:
-        ends, wanted = time.monotonic() + START_S, len(self.endings) + calls
-        while len(self.endings) < wanted:
-            assert time.monotonic() < ends
-            time.sleep(0.01)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            for thread in self._threads:
-                thread.join()
-
-
 def certificate(secured: Secured) -> int:
     return presented(secured.server, secured.authority, secured.client)
-
-
-def test_certificate_changes_under_load_without_a_failed_call(secured: Secured) -> None:
-    load = Load(lambda: outcome(secured.open()))
-    stub: Any
-    with load.running(), secured.open() as lasting:
-        stub = inference_service_pb2_grpc.InferenceServiceStub(lasting)
-        seen = [certificate(secured)]
-        for number in range(5):
-            load.wait_for(10)
-            secured.files.replace(secured.authority.issue(f"next-{number}"))
-            load.wait_for(10)
-            wait_until(lambda: certificate(secured) != seen[-1], "the new certificate is presented")
-            seen.append(certificate(secured))
-            stub.Analyze(pb2.AnalyzeRequest(items=[TEXT]), metadata=READER, timeout=START_S)
-    assert len(set(seen)) == 6
-    assert len(load.endings) >= 100
-    assert set(load.endings) == {"OK"}
 
 
 def test_invalid_certificate_keeps_the_old_one_and_is_logged_once(secured: Secured) -> None:
@@ -235,56 +176,6 @@ def test_metric_shows_when_the_certificate_expires(secured: Secured, metrics_por
     wait_until(expires_in_two_days, "the metric shows the new certificate")
     secured.files.replace(secured.authority.issue("long"))
     wait_until(lambda: not expires_in_two_days(), "the metric shows the next certificate")
-
-
-def test_stream_outlives_the_removal_of_its_key(secured: Secured) -> None:
-    more = threading.Event()
-
-    def requests() -> Iterator[pb2.StreamAnalyzeRequest]:
-        yield pb2.StreamAnalyzeRequest(items=[TEXT])
-        assert more.wait(START_S)
-        yield pb2.StreamAnalyzeRequest(items=[TEXT])
-
-    try:
-        with secured.open() as channel:
-            stub: Any = inference_service_pb2_grpc.InferenceServiceStub(channel)
-            answers = stub.StreamAnalyze(requests(), metadata=READER, timeout=START_S)
-            assert next(answers).answers
-            write_keys(secured.keys, [])
-            rejected = "UNAUTHENTICATED UNAUTHENTICATED"
-            wait_until(lambda: outcome(secured.open()) == rejected, "the removed key is rejected")
-            more.set()
-            assert [len(answer.answers) for answer in answers] == [1]
-    finally:
-        more.set()
-        write_keys(secured.keys, list(KEYS))
-    wait_until(lambda: outcome(secured.open()) == "OK", "the key is accepted again")
-
-
-def test_log_contains_no_key(secured: Secured) -> None:
-    for key in ("reader", "wrong-and-secret"):
-        outcome(secured.open(), bearer(key))
-    log = secured.server.log.read_text()
-    assert "wrong-and-secret" not in log
-    assert "Bearer" not in log
-    assert hashlib.sha256(b"reader").hexdigest() not in log
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--listen", "0.0.0.0:0"), "--allow-plaintext"),
-        (("--tls-cert", "missing", "--tls-key", "missing"), "cannot read the certificate missing"),
-        (("--api-keys", "missing"), "cannot read the key file missing"),
-    ],
-)
-def test_insecure_configuration_does_not_start(
-    flags: tuple[str, ...], message: str, start: Start, demo_bundle: Path
-) -> None:
-    server = start(demo_bundle, *flags)
-    assert server.process.wait(START_S) == 2
-    (line,) = server.log.read_text().splitlines()
-    assert message in line
 
 
 def test_workers_serve_with_tls_and_keys_and_without_reflection(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -87,30 +85,6 @@ def test_torch_answers_where_onnxruntime_cannot_be_used(start: Start, demo_bundl
     assert "broken installation" in server.log.read_text()
     # Control for the test above of a server that does not load it.
     assert uses_torch(server)
-
-
-def test_second_server_on_the_port_is_refused(serving: Serving, start: Start, demo_bundle: Path) -> None:
-    second = start(demo_bundle, target=serving.server.target)
-    assert second.process.wait(START_S) == 2
-    assert f"cannot listen on {serving.server.target}" in second.log.read_text()
-
-
-def test_server_that_ends_before_it_serves_is_not_waited_for(start: Start, demo_bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as stranger:
-        server = start(demo_bundle, target=f"127.0.0.1:{stranger.getsockname()[1]}")
-        with pytest.raises(RuntimeError, match=f"ended with code 2, its health .*cannot listen on {server.target}"):
-            server.wait_until_serving()
-
-
-def test_damaged_bundle_is_not_served(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    data = bytearray((damaged / "model.onnx").read_bytes())
-    data[len(data) // 2] ^= 1
-    (damaged / "model.onnx").write_bytes(data)
-    server = start(damaged)
-    assert server.process.wait(START_S) == 2
-    (line,) = server.log.read_text().splitlines()
-    assert "model.onnx: was changed" in line
 
 
 def test_reflection_names_our_service(serving: Serving) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def start_two(start: Start, bundle: Path, *flags: str, **options: Any) -> Server
     server = start(bundle, "--workers", "2", *flags, **options)
     wait_until(lambda: serving(server) == 2, "two workers serve")
     return server
+
+
+def _has_logged(server: Server, text: str) -> bool:
+    return text in server.log.read_text()
+
+
+def _serve(server: Server, count: int) -> bool:
+    return serving(server) == count
 
 
 def used_ticks(pid: int) -> int:
@@ -95,40 +104,23 @@ def test_workers_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_
     assert server.log.read_text().count("lifecycle.server: stopped") == 2
 
 
-def test_invalid_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    (damaged / "tokenizer.json").write_text("{}")
-    server = start(damaged, "--workers", "2")
-    assert server.process.wait(START_S) == 2
-    assert "tokenizer.json" in server.log.read_text()
-
-
-def test_bundle_damaged_later_does_not_end_workers_that_serve(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    server = start_two(start, bundle)
-    intact = (bundle / "tokenizer.json").read_bytes()
-    (bundle / "tokenizer.json").write_text("{}")
-    os.kill(workers_of(server)[0], signal.SIGKILL)
-    wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
-    assert answered(server)
-    (bundle / "tokenizer.json").write_bytes(intact)
-    wait_until(lambda: serving(server) == 3, "it serves once the bundle is intact again")
-    assert server.stop() == 0
-
-
-def test_worker_with_another_embedding_space_does_not_start_beside_serving_workers(
+def test_bundle_refused_by_a_restarted_worker_does_not_end_workers_that_serve(
     start: Start, demo_bundle: Path, twin: Path, tmp_path: Path
 ) -> None:
+    damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    (damaged / "tokenizer.json").write_text("{}")
     served = tmp_path / "served"
     put(demo_bundle, served)
     server = start_two(start, served)
-    put(twin, served)
-    os.kill(workers_of(server)[0], signal.SIGKILL)
-    wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
-    assert "0123456789abcdef differs from that of the serving model" in server.log.read_text()
-    assert answered(server)
-    put(demo_bundle, served)
-    wait_until(lambda: serving(server) == 3, "it serves once the bundle is back")
+    another_space = "0123456789abcdef differs from that of the serving model"
+    for number, (refused, reason) in enumerate([(damaged, "tokenizer.json"), (twin, another_space)]):
+        put(refused, served)
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        wait_until(partial(_has_logged, server, reason), "the new worker refuses the bundle")
+        assert answered(server)
+        put(demo_bundle, served)
+        wait_until(partial(_serve, server, 3 + number), "it serves once the bundle is back")
+    assert "died with code 2" in server.log.read_text()
     assert server.stop() == 0
 
 
@@ -142,14 +134,3 @@ def test_workers_listen_on_a_host_name_and_a_port_with_lingering_connections(sta
     assert single.stop() == 0
     channel.close()
     assert answered(start_two(start, demo_bundle, target=single.target.replace("127.0.0.1", "localhost")))
-
-
-def test_replaced_bundle_is_reloaded_by_all_workers(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    served = tmp_path / "served"
-    put(shutil.copytree(demo_bundle, tmp_path / "old"), served)
-    server = start_two(start, served, "--reload-interval-s", "0.1")
-    put(shutil.copytree(demo_bundle, tmp_path / "new"), served)
-    wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "the new bundle is seen")
-    assert server.stop() == 0
-    # Once per worker, on the request of the supervisor.
-    assert server.log.read_text().count(": reloading") == 2

@@ -10,8 +10,7 @@ from typing import Any
 import onnx
 import polyhead_bundle as bundle
 import pytest
-import tokenizers
-from polyhead_bundle import IntegrityError, Manifest
+from polyhead_bundle import Manifest
 from polyhead_export.errors import ContentError, ValuesError
 from polyhead_export.verify import verify
 from safetensors.torch import load_file, save_file
@@ -49,40 +48,12 @@ def test_exported_bundle_verifies(bundle_dir: Path) -> None:
     assert any("golden" in line and "padding_invariance" in line for line in lines)
 
 
-def test_unchanged_copy_verifies(forge: Forge) -> None:
-    verify(forge(), ignore)
-
-
-def test_changed_file_is_rejected_before_it_is_parsed(forge: Forge) -> None:
-    path = forge()
-    (path / "tokenizer.json").write_bytes((path / "tokenizer.json").read_bytes() + b" ")
-    with pytest.raises(IntegrityError):
-        verify(path, ignore)
-
-
-@pytest.mark.parametrize("switch_on", ["enable_padding", "enable_truncation"])
-def test_tokenizer_that_pads_or_truncates_is_rejected(bundle_dir: Path, forge: Forge, switch_on: str) -> None:
-    tokenizer = tokenizers.Tokenizer.from_file(str(bundle_dir / "tokenizer.json"))
-    getattr(tokenizer, switch_on)(**({"max_length": 8} if switch_on == "enable_truncation" else {}))
-    with pytest.raises(ContentError, match="has padding or truncation enabled"):
-        verify(forge("tokenizer.json", tokenizer.to_str().encode()), ignore)
-
-
 @pytest.mark.parametrize(
     ("name", "message"), [("tokenizer.json", "is not a valid tokenizer"), ("model.onnx", "is not a valid graph")]
 )
 def test_file_of_another_kind_is_rejected(forge: Forge, name: str, message: str) -> None:
     with pytest.raises(ContentError, match=message):
         verify(forge(name, b"something else"), ignore)
-
-
-def test_weights_in_an_unlisted_file_are_rejected(proto: onnx.ModelProto, forge: Forge) -> None:
-    tensor = proto.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="weights.bin")
-    with pytest.raises(ContentError, match=r"is not a valid graph|which is not a file of the bundle"):
-        verify(forge("model.onnx", proto.SerializeToString()), ignore)
 
 
 def test_operators_of_unknown_domains_are_rejected(proto: onnx.ModelProto, forge: Forge) -> None:
@@ -103,12 +74,6 @@ def test_operators_defined_by_the_graph_are_rejected(proto: onnx.ModelProto, for
 def test_path_inside_the_graph_is_rejected(proto: onnx.ModelProto, forge: Forge) -> None:
     proto.graph.doc_string = "/home/ann/models/model.py"
     with pytest.raises(ContentError, match="contains a trace of the machine"):
-        verify(forge("model.onnx", proto.SerializeToString()), ignore)
-
-
-def test_graph_with_other_dims_than_the_manifest_is_rejected(proto: onnx.ModelProto, forge: Forge) -> None:
-    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "tokens"
-    with pytest.raises(ContentError, match="other inputs or outputs than the manifest"):
         verify(forge("model.onnx", proto.SerializeToString()), ignore)
 
 

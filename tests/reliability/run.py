@@ -13,8 +13,8 @@ detected a failure.
 Results are stored in bench/results/reliability.json, and the page is generated from that file; scenarios that were not
 run keep their previous results. Quick runs store nothing unless --output is given. They skip the scenarios whose
 verdict depends on timing, unless --only names them, so that the outcome does not depend on other work on the machine;
-CI runs them. A quick run has two scenarios at a time; one that fails is repeated alone, and that decides. Scenarios on
-external corpora read them from the directory in POLYHEAD_DATA and are skipped without it.
+CI runs them. A quick run has two scenarios at a time (--at-once); one that fails is repeated, and that decides.
+Scenarios on external corpora read them from the directory in POLYHEAD_DATA and are skipped without it.
 The exit code is 1 if any scenario did not behave as expected.
 """
 
@@ -82,10 +82,15 @@ QUICK_SOAK_MINUTES = 1 / 8
 Save = Callable[[str, dict[str, Any]], None]
 
 
-def main() -> None:
-    """Runs the command line."""
+def load_scenarios() -> None:
+    """Registers every scenario."""
     for module in MODULES:
         importlib.import_module(f"{__package__}.scenarios.{module}")
+
+
+def main() -> None:
+    """Runs the command line."""
+    load_scenarios()
     arguments = _parse(sys.argv[1:])
     if arguments.write_page:
         write_page()
@@ -107,6 +112,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--quick", action="store_true", help="run a small part of each scenario whose verdict does not depend on timing"
+    )
+    parser.add_argument(
+        "--at-once", type=int, metavar="N", help="scenarios at a time (default: 2 with --quick without timing, else 1)"
     )
     parser.add_argument(
         "--soak-minutes",
@@ -147,7 +155,8 @@ async def run_all(arguments: argparse.Namespace, save: Save) -> list[str]:
     texts = random.Random(0).sample(texts, min(MAX_TEXTS, len(texts)))
     names = arguments.only or select_scenarios(arguments.quick)
     # Two scenarios without timing may run at once; half of the time they wait for something other than a core.
-    slots = 2 if arguments.quick and not any(SCENARIOS[name].timed for name in names) else 1
+    untimed = arguments.quick and not any(SCENARIOS[name].timed for name in names)
+    slots = arguments.at_once or (2 if untimed else 1)
     soak_s = 60 * (arguments.soak_minutes or (QUICK_SOAK_MINUTES if arguments.quick else FULL_SOAK_MINUTES))
     with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as directory:
         bundle = arguments.bundle.resolve()
@@ -175,8 +184,8 @@ async def run_all(arguments: argparse.Namespace, save: Save) -> list[str]:
         together = asyncio.Semaphore(slots)
         as_expected = await asyncio.gather(*(run(name, together) for name in names))
         failed = [name for name, passed in zip(names, as_expected, strict=True) if not passed]
-        if slots > 1:
-            # The other scenario of the same moment may have taken the cores that this one needed.
+        if untimed:
+            # Whatever ran beside it may have taken the cores that a scenario needed.
             failed = [name for name in failed if not await run(name, asyncio.Semaphore(1), "alone")]
     return failed
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 from .report import PAGE, RESULTS, render
-from .run import MODULES
+from .run import load_scenarios
 from .scenario import SCENARIOS
 
 
@@ -15,8 +14,7 @@ def test_committed_page_is_generated_from_the_committed_results() -> None:
 
 
 def test_committed_results_describe_the_scenarios_of_the_code() -> None:
-    for module in MODULES:
-        importlib.import_module(f"{__package__}.scenarios.{module}")
+    load_scenarios()
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["scenarios"]
     described = {name: (one["fault"], one["expected"]) for name, one in results.items()}
     assert described == {name: (one.fault, one.expected) for name, one in SCENARIOS.items()}

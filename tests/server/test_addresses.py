@@ -181,17 +181,6 @@ def test_address_is_local_if_no_other_machine_can_reach_it(address: str, local: 
     assert addresses.is_local(address) == local
 
 
-@pytest.mark.parametrize("address", ["", "127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/x"])
-def test_admin_service_accepts_local_addresses(address: str) -> None:
-    addresses.require_local(address)
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"])
-def test_admin_service_refuses_addresses_beyond_loopback(address: str) -> None:
-    with pytest.raises(StartupError, match="--admin-listen"):
-        addresses.require_local(address)
-
-
 # Unix sockets
 
 

@@ -60,7 +60,7 @@ def serve(path: Path, engine: str = "onnx") -> Model:
     return load_model(Settings(bundle=path, threads=1, engine=engine, device="cpu"))
 
 
-def assert_rejected(path: Path, file: str, parser_calls: list[str]) -> None:
+def assert_rejected(path: Path, file: str, parser_calls: list[str]) -> BundleError:
     """Asserts that loading, verifying and serving raise the same error about ``file`` without calling a parser."""
     with pytest.raises(BundleError) as loaded:
         bundle.load(path)
@@ -71,6 +71,7 @@ def assert_rejected(path: Path, file: str, parser_calls: list[str]) -> None:
         serve(path)
     assert str(verified.value) == str(served.value) == str(loaded.value)
     assert parser_calls == []
+    return loaded.value
 
 
 def unchanged(document: dict[str, Any]) -> None:

@@ -103,14 +103,6 @@ def test_responses_may_be_larger_than_any_request(client: Face, servicer: FakeSe
     assert [len(answer.unwrap().classification.scores) for answer in answers] == [50] * 1024  # type: ignore[union-attr]
 
 
-def test_message_with_too_many_items_is_halved_without_losing_items() -> None:
-    state = offer_all(new_state(max_items=4), "abcd")
-    assert ids(state.take(1)) == ["0", "1", "2", "3"]
-    assert state.on_stream_error(TOO_MANY) == 0
-    call = state.begin_call()
-    assert [ids(state.take(call)), ids(state.take(call))] == [["0", "1"], ["2", "3"]]
-
-
 def test_splitting_a_message_does_not_count_as_a_failed_attempt() -> None:
     state = offer_all(new_state(max_in_flight=64, max_items=64, max_attempts=1), "a" * 64)
     for size in (64, 32, 16, 8, 4, 2, 1):

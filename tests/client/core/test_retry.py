@@ -53,10 +53,6 @@ def test_delay_never_exceeds_half_of_the_time_left() -> None:
     assert new_policy(left_s=6.0).delay_s(failure, 1) is None
 
 
-def test_one_attempt_disables_retries() -> None:
-    assert new_policy(1).delay_s(UNAVAILABLE, 1) is None
-
-
 @pytest.mark.parametrize("max_attempts", [0, -1])
 def test_fewer_than_one_attempt_is_rejected(max_attempts: int) -> None:
     with pytest.raises(InvalidRequestError, match="max_attempts"):

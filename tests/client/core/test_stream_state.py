@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from polyhead.v1 import item_pb2
 from polyhead_client import (
     Answer,
-    DeadlineExceededError,
     InvalidRequestError,
     ItemError,
     ServerError,
@@ -27,42 +26,6 @@ from tests.support.stream_states import (
 
 UNSENDABLE = "\ud800"
 UNAVAILABLE = UnavailableError("UNAVAILABLE", "unreachable")
-
-
-def test_message_has_at_most_max_items() -> None:
-    state = new_state()
-    for text in "abcde":
-        state.offer(text)
-    assert [ids(state.take(1)), ids(state.take(1)), ids(state.take(1))] == [["0", "1", "2"], ["3"], []]
-
-
-def test_message_has_at_most_max_bytes_unless_it_has_one_item() -> None:
-    state = new_state()
-    for text in ("x" * 400, "x" * 400, "x" * 400, "x" * 5000):
-        state.offer(text)
-    assert [ids(state.take(1)), ids(state.take(1)), ids(state.take(1))] == [["0", "1"], ["2"], ["3"]]
-
-
-def test_answers_free_capacity_for_as_many_items() -> None:
-    state = new_state(max_in_flight=2)
-    for text in "abc":
-        state.offer(text)
-    sent = state.take(1)
-    assert (len(sent), state.in_flight, state.can_take(1)) == (2, 2, False)
-    state.on_answers(answers_to(sent[:1]))
-    assert ids(state.take(1)) == ["2"]
-
-
-def test_input_is_blocked_until_answers_are_collected() -> None:
-    state = new_state(max_in_flight=2, max_items=1)
-    for text in "abc":
-        assert state.can_offer()
-        state.offer(text)
-    assert not state.can_offer()
-    state.on_answers(answers_to(state.take(1)))
-    assert not state.can_offer()
-    state.collect()
-    assert state.can_offer()
 
 
 def test_slow_text_does_not_block_those_after_it() -> None:
@@ -94,29 +57,6 @@ def test_rejection_of_a_whole_message_raises_its_error() -> None:
     with pytest.raises(InvalidRequestError, match="at most 1") as caught:
         state.on_answers([Answer("", error=ItemError("INVALID_ARGUMENT", "TOO_MANY_ITEMS", "at most 1"))])
     assert caught.value.reason == "TOO_MANY_ITEMS"
-
-
-def test_item_ids_are_not_sent_and_need_not_be_unique_or_short() -> None:
-    state = new_state(order="completion")
-    for item_id in ("same", "same", "x" * 1000):
-        state.offer((item_id, "text"))
-    sent = state.take(1)
-    assert ids(sent) == ["0", "1", "2"]
-    state.on_answers(answers_to(sent[::-1]))
-    assert ids(state.collect()) == ["x" * 1000, "same", "same"]
-
-
-def test_unanswered_items_of_a_broken_call_are_sent_again() -> None:
-    state = offer_all(new_state(), "abcde")
-    sent = state.take(1)
-    state.on_answers(answers_to(sent[:1]))
-    assert state.on_stream_error(UNAVAILABLE) == pytest.approx(0.05)
-    call = state.begin_call()
-    again = state.take(call)
-    assert ids(again) == ["1", "2", "3"]
-    state.on_answers(answers_to(again))
-    state.on_answers(answers_to(state.take(call)))
-    assert ids(state.collect()) == ["0", "1", "2", "3", "4"]
 
 
 def test_broken_call_takes_no_more_items() -> None:
@@ -151,21 +91,6 @@ def test_empty_input_makes_one_call() -> None:
     assert (state.closed, state.error) == (True, None)
 
 
-def test_consecutive_broken_calls_are_limited_and_delayed_longer_each_time() -> None:
-    state = offer_all(new_state(), "a")
-    delays = [state.on_stream_error(UNAVAILABLE) for _ in range(5)]
-    assert delays == [pytest.approx(0.05), pytest.approx(0.15), pytest.approx(0.45), 1.0, None]
-    assert (state.error, state.closed) == (UNAVAILABLE, True)
-
-
-def test_answer_resets_the_count_of_broken_calls() -> None:
-    state = new_state()
-    for text in "abcdefgh":
-        state.offer(text)
-        state.on_answers(answers_to(state.take(state.begin_call())))
-        assert state.on_stream_error(UNAVAILABLE) == pytest.approx(0.05)
-
-
 def test_item_that_breaks_every_call_ends_the_call_although_others_are_answered() -> None:
     state = new_state(max_in_flight=2)
     state.offer("poison")
@@ -179,35 +104,10 @@ def test_item_that_breaks_every_call_ends_the_call_although_others_are_answered(
     assert errors == 5
 
 
-def test_error_that_is_not_retryable_is_final() -> None:
-    state = offer_all(new_state(), "a")
-    error = DeadlineExceededError("DEADLINE_EXCEEDED", "too late")
-    assert state.on_stream_error(error) is None
-    assert state.error is error
-
-
 def test_error_after_close_is_ignored() -> None:
     state = offer_all(new_state(), "a")
     state.close()
     assert (state.on_stream_error(UNAVAILABLE), state.error) == (None, None)
-
-
-def test_stream_that_ends_with_unanswered_items_is_a_server_error() -> None:
-    state = new_state()
-    state.offer("a")
-    state.end_input()
-    state.take(1)
-    state.on_stream_end()
-    assert isinstance(state.error, ServerError)
-
-
-def test_stream_that_ends_with_all_items_answered_is_complete() -> None:
-    state = new_state()
-    state.offer("a")
-    state.end_input()
-    state.on_answers(answers_to(state.take(1)))
-    state.on_stream_end()
-    assert (state.error, state.closed, ids(state.collect())) == (None, True, ["0"])
 
 
 def test_first_error_is_kept() -> None:

@@ -23,13 +23,6 @@ async def test_expected_wait_is_the_queue_divided_by_the_rate_of_all_workers(
     assert admission.expected_wait_s() == pytest.approx(0.5)
 
 
-async def test_token_rate_follows_the_observed_batches(admission: Admission, scheduler: BatchScheduler) -> None:
-    put(scheduler, 1000)
-    for _ in range(100):
-        admission.observe_batch(tokens=500, compute_s=1.0, backlog=True)
-    assert admission.expected_wait_s() == pytest.approx(1.0, rel=0.01)
-
-
 async def test_unary_call_counts_whole_until_its_last_text_is_computed(
     admission: Admission, scheduler: BatchScheduler
 ) -> None:
@@ -239,12 +232,6 @@ async def test_first_rejected_changes_nothing(admission: Admission, scheduler: B
     assert scheduler.accounting.snapshot() == before
     assert admission.first_rejected(Flow(), sizes(500, 500, 500), 1e9, blocking=True) == (3, None)
     assert admission.first_rejected(Flow(), [], 1e9, blocking=False) == (0, None)
-
-
-async def test_admitted_items_are_reserved(admission: Admission, scheduler: BatchScheduler) -> None:
-    put(scheduler, 9000)
-    admission.admit(Flow(), [EstimatedSize(100, 7)] * 3, None, blocking=False)
-    assert scheduler.accounting.snapshot()[4:6] == (300, 21)
 
 
 async def test_wait_of_the_item_includes_a_batch(admission: Admission, scheduler: BatchScheduler) -> None:

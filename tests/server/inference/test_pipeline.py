@@ -185,14 +185,6 @@ async def test_wait_for_capacity_is_part_of_the_timings(pipeline: Pipeline) -> N
     assert 5 * 10**9 <= answer.timings.admission_ns < answer.timings.total_ns
 
 
-async def test_closing_answers_what_was_admitted(model: Model, settings: Callable[..., Settings]) -> None:
-    pipeline = Pipeline(model, settings())
-    pipeline.start()
-    futures = await pipeline.submit(message(*["w1"] * 30), Flow(), None)
-    await asyncio.wait_for(pipeline.close(), 30)
-    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*futures))
-
-
 async def test_closing_waits_for_texts_that_are_being_tokenized(
     model: Model, settings: Callable[..., Settings]
 ) -> None:

@@ -107,15 +107,6 @@ async def test_batch_reports_whether_another_full_batch_waits(scheduler: BatchSc
     assert [batch.backlog for batch in batches if batch] == [True, False, False]
 
 
-async def test_flows_are_counted_while_they_wait(scheduler: BatchScheduler) -> None:
-    stream = Flow()
-    scheduler.put([entry(90, flow=stream), entry(90, flow=stream), entry(90)])
-    assert (scheduler.accounting.waiting_flows, stream.waiting_tokens) == (2, 180)
-    scheduler.close()
-    assert len(list(drain(scheduler))) == 3
-    assert (scheduler.accounting.waiting_flows, stream.waiting_tokens, scheduler.accounting.waiting_items) == (0, 0, 0)
-
-
 async def test_expired_entries_are_returned_and_not_computed(scheduler: BatchScheduler) -> None:
     late = entry(10, deadline=time.monotonic() - 1)
     scheduler.put([late, entry(10)])
@@ -135,15 +126,6 @@ async def test_entry_that_was_taken_does_not_expire_later(
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 2000)
     assert scheduler.take() == Batch([], [second])
-
-
-async def test_cancelled_entries_are_not_returned(scheduler: BatchScheduler) -> None:
-    dropped, kept = entry(10), entry(10)
-    dropped.future.cancel()
-    scheduler.put([dropped, kept])
-    batch = scheduler.take()
-    assert batch == Batch([kept], [])
-    assert scheduler.accounting.waiting_tokens == 0
 
 
 @pytest.mark.parametrize("looks", range(6))
@@ -242,13 +224,6 @@ async def test_cost_of_taking_hardly_depends_on_the_number_of_waiting_entries(sc
     assert seconds_a_take(20_000) < 10 * few
 
 
-async def test_waiting_tokens_change_with_put_and_take(scheduler: BatchScheduler) -> None:
-    scheduler.put([entry(10), entry(40)])
-    assert scheduler.accounting.waiting_tokens == 50
-    scheduler.take()
-    assert scheduler.accounting.waiting_tokens == 40
-
-
 async def test_two_idle_workers_divide_the_waiting_entries(scheduler: BatchScheduler) -> None:
     taken: list[list[int]] = []
 
@@ -301,13 +276,6 @@ async def test_closed_scheduler_still_returns_expired_entries(scheduler: BatchSc
     scheduler.put([late])
     scheduler.close()
     assert scheduler.take() == Batch([], [late])
-    assert scheduler.take() is None
-
-
-async def test_closed_scheduler_is_emptied_first(scheduler: BatchScheduler) -> None:
-    scheduler.put([entry(10)])
-    scheduler.close()
-    assert lengths(scheduler.take()) == [10]
     assert scheduler.take() is None
 
 

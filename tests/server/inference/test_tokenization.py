@@ -65,7 +65,7 @@ def words_of(window: list[int]) -> list[str]:
     return [WORDS[number] for number in window[1:-1]]
 
 
-@pytest.mark.parametrize("count", [*range(14, 60), 150])
+@pytest.mark.parametrize("count", [15, 27, 28, 150])
 def test_windows_cover_a_text_overlap_and_are_of_about_one_length(tokenizer: Tokenizer, count: int) -> None:
     words = [f"w{number}" for number in range(count)]
     (tokens,) = tokenizer.encode([" ".join(words)], max_windows=100)

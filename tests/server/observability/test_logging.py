@@ -1,4 +1,4 @@
-"""Log lines as text and as JSON, and the end of a process whose log reports that it is out of memory."""
+"""Log lines as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from google.protobuf.message import DecodeError
-from polyhead_server.observability.log_filters import OutOfMemoryFilter
 from polyhead_server.observability.logging import (
     MAX_MESSAGE_CHARACTERS,
     REQUEST_CONTEXT,
@@ -129,32 +127,3 @@ def test_handler_writes_no_details_of_a_library(formatter: logging.Formatter) ->
     assert len(lines) == 2
     assert "details are left out" in lines[0]
     assert "could not be formatted" in lines[1]
-
-
-class Exited(BaseException):
-    """The process has exited."""
-
-
-@pytest.mark.parametrize(
-    ("error", "exits"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("broken"), False),
-        (DecodeError("Error parsing message"), False),
-        (None, False),
-    ],
-)
-def test_record_of_a_lack_of_memory_ends_the_process(
-    error: Exception | None, exits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def leave(code: int) -> None:
-        raise Exited(code)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    exc_info = (type(error), error, None) if error else None
-    line = logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, "", 0, "a call failed", None, exc_info)
-    if exits:
-        with pytest.raises(Exited):
-            OutOfMemoryFilter().filter(line)
-    else:
-        assert OutOfMemoryFilter().filter(line)

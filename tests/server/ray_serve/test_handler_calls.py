@@ -118,43 +118,10 @@ async def test_a_unary_call_is_answered(replica: Replica) -> None:
     assert replica.service.stats().requests_running == 0
 
 
-async def test_a_stream_is_answered_in_order(replica: Replica) -> None:
-    texts = [f"w{number}" for number in range(40)]
-    messages = [pb2.StreamAnalyzeRequest(items=items([text])).SerializeToString() for text in texts]
-    context = allowed()
-    answers = await replica.stream(messages, context)
-    assert [answer.item_id for answer in answers] == texts
-    assert [embedding(answer) for answer in answers] == [embedding_of(text) for text in texts]
-    assert context.code is None
-    assert replica.service.stats().requests_running == 0
-
-
-@pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer other"),)])
-async def test_calls_without_a_valid_key_are_refused(replica: Replica, metadata: tuple[tuple[str, str], ...]) -> None:
-    assert not (await replica.unary(b"", unary := Context(*metadata))).answers
-    assert not await replica.stream([b""], stream := Context(*metadata))
-    assert (unary.code, unary.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-    assert (stream.code, stream.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-
-
-async def test_a_key_has_its_scopes_alone(replica: Replica) -> None:
-    context = allowed()
-    await replica.unary(b"", context, f"/{service_names.INFERENCE}/GetModelInfo")
-    assert (context.code, context.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
-
-
 async def test_a_method_that_does_not_exist_is_refused_like_one_that_the_key_does_not_allow(replica: Replica) -> None:
     context = allowed()
     await replica.unary(b"", context, "/other.Service/Method")
     assert context.code is grpc.StatusCode.PERMISSION_DENIED
-
-
-async def test_a_large_message_is_refused(replica: Replica) -> None:
-    data = b"x" * (MAX_MESSAGE_BYTES + 1)
-    await replica.unary(data, unary := allowed())
-    await replica.stream([data], stream := allowed())
-    for context in (unary, stream):
-        assert (context.code, context.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
 
 
 async def test_a_stream_that_fails_keeps_the_answers_before(replica: Replica) -> None:

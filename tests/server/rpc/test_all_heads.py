@@ -60,13 +60,6 @@ async def test_every_head_answers_a_request_without_tasks(running: InferenceServ
     assert (price.head, price.value) == ("price", pytest.approx(PRICE_OF_W1))
 
 
-async def test_tasks_select_kinds_of_heads(running: InferenceServer) -> None:
-    for task, field in ((item_pb2.TASK_LABELS, "label_sets"), (item_pb2.TASK_SCORE, "scores")):
-        request = pb2.AnalyzeRequest(items=items(["w1"]), tasks=[task])
-        (answer,) = (await running.stub.Analyze(request)).answers
-        assert {one.name for one, _ in answer.result.ListFields()} == {field, "truncation", "fingerprints"}
-
-
 async def test_windows_of_a_long_text_are_pooled_for_every_head(running: InferenceServer) -> None:
     options = item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_WINDOW)
     text = " ".join(["w1"] * 30)

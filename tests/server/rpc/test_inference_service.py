@@ -106,12 +106,6 @@ async def test_server_is_idle_only_between_calls(running: InferenceServer, engin
     assert await running.service.wait_idle(10)
 
 
-async def test_message_with_too_many_items_gets_one_answer(loading: InferenceServer, running: InferenceServer) -> None:
-    response = await running.stub.Analyze(pb2.AnalyzeRequest(items=[item_pb2.Item()] * (loading.service.max_items + 1)))
-    (answer,) = response.answers
-    assert (answer.item_id, answer.error.code) == ("", 3)
-
-
 async def test_unexpected_error_reveals_no_internals(
     running: InferenceServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

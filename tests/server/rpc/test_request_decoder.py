@@ -67,20 +67,6 @@ def test_options_are_decoded() -> None:
     assert message.in_order is False
 
 
-@pytest.mark.parametrize(
-    ("request_type", "task"),
-    [
-        (pb2.StreamEmbedRequest, Task.EMBEDDING),
-        (pb2.StreamClassifyRequest, Task.CLASSIFICATION),
-        (pb2.StreamSentimentRequest, Task.SENTIMENT),
-    ],
-)
-def test_single_task_stream_requests_its_task_only(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
-    data = request_type(items=[item_pb2.Item(text="x")]).SerializeToString()
-    options = RequestDecoder(request_type, MAX_ITEMS, frozenset({task}))(data).options
-    assert options.tasks == options.required_tasks == {task}
-
-
 @pytest.mark.parametrize("request_type", [pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest])
 def test_text_that_is_not_utf8_does_not_affect_other_items(request_type: type[pb2.AnalyzeRequest]) -> None:
     items = [item_pb2.Item(item_id=name, text=f"text {name}") for name in "abc"]

@@ -89,31 +89,10 @@ def test_answer_contains_no_other_task(manifest: bundle.Manifest, task: Task, fi
     assert {one.name for one, _ in answer.result.ListFields()} == {field, "truncation", "fingerprints"}
 
 
-def test_labels_of_a_multilabel_head_are_those_at_or_above_their_thresholds(manifest: bundle.Manifest) -> None:
-    (found,) = encoded(encoder_of_all_heads(manifest), "", ALL_KINDS, RequestOptions()).result.label_sets
-    assert found.head == "tags"
-    assert [(one.label, one.probability) for one in found.scores] == [("late", 0.5), ("broken", 0.25), ("rude", 0.125)]
-    # The thresholds are 0.5, 0.2 and 0.6.
-    assert list(found.labels) == ["late", "broken"]
-
-
 def test_text_to_which_no_label_applies_has_an_empty_set(manifest: bundle.Manifest) -> None:
     outcome = result([1, 0, 0], [0], [0, 0.1, 0], [1, 0, 0, 0, 0], [0])
     (found,) = encoded(encoder_of_all_heads(manifest), "", outcome, RequestOptions()).result.label_sets
     assert (found.scores[0].label, list(found.labels)) == ("broken", [])
-
-
-def test_scores_are_expected_value_median_and_probabilities_or_the_value_alone(manifest: bundle.Manifest) -> None:
-    stars, price = encoded(encoder_of_all_heads(manifest), "", ALL_KINDS, RequestOptions()).result.scores
-    assert (stars.head, stars.value, stars.label) == ("stars", 3.5, "4")
-    assert [(one.label, one.probability) for one in stars.probabilities] == [
-        ("1", 0.125),
-        ("2", 0.125),
-        ("3", 0.125),
-        ("4", 0.375),
-        ("5", 0.25),
-    ]
-    assert price == item_pb2.Score(head="price", value=-7.5)
 
 
 def test_probability_at_the_threshold_is_positive(encoder: ResponseEncoder) -> None:

@@ -116,15 +116,6 @@ def test_expired_key_is_rejected(path: Path) -> None:
         keys.authorize("secret", ANALYZE)
 
 
-def test_removed_key_is_rejected(path: Path) -> None:
-    keys = Keys(write(path, VALID))
-    assert keys.authorize("secret", ANALYZE) == "shop"
-    write(path, "keys = []\n")
-    keys.refresh()
-    with pytest.raises(UnauthenticatedError):
-        keys.authorize("secret", ANALYZE)
-
-
 @pytest.mark.parametrize("text", ["", "[[keys]", VALID.replace("infer", "everything")])
 def test_invalid_new_file_keeps_the_old_scopes_and_is_logged(
     text: str, path: Path, caplog: pytest.LogCaptureFixture

@@ -45,13 +45,6 @@ def test_outputs_hold_every_answer(view: ModelView) -> None:
     assert tensors["truncated"].raw() == b"\0\1"
 
 
-def test_described_tensors_are_those_of_an_answer(view: ModelView) -> None:
-    answered = view.respond(view.request([b"a", b"b"], [], {}), RESULTS)
-    assert [(one.name, one.datatype, (-1, one.shape[1])) for one in answered] == [
-        (spec.name, spec.datatype, spec.shape) for spec in view.outputs
-    ]
-
-
 def test_requested_outputs_come_in_their_order_and_decide_the_tasks(view: ModelView) -> None:
     request = view.request([b"a"], ["sentiment_label", "topic_label"], {})
     assert {task.name for task in request.message.options.tasks} == {"CLASSIFICATION", "SENTIMENT"}
@@ -86,16 +79,6 @@ def test_first_error_fails_the_call_and_names_the_text(view: ModelView) -> None:
     assert str(error) == "internal error, incident abc"
     with pytest.raises(InternalError, match=r"^internal error"):
         view.respond(view.request([b"b"], [], {}), [error])
-
-
-def test_partial_request_gets_an_error_for_a_text_and_answers_for_its_neighbours(view: ModelView) -> None:
-    request = view.request([b"a", b"\xff"], [], {"partial": True})
-    tensors = {one.name: one for one in view.respond(request, [RESULTS[0], InternalError("abc")])}
-    assert tensors["error"].flat() == ["", "internal error, incident abc"]
-    assert np.isnan(tensors["embedding"].values[1]).all()
-    assert np.isnan(tensors["topic_probabilities"].values[1]).all()
-    assert tensors["topic_label"].flat() == ["b", ""]
-    assert tensors["embedding"].flat()[:2] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -135,12 +118,6 @@ def test_parameters_that_clients_send_by_themselves_change_nothing(view: ModelVi
     plain, full = view.request([b"a"], [], {}), view.request([b"a"], [], sent)
     assert plain.message == full.message
     assert full.timeout_s == 1.5
-
-
-def test_text_that_is_not_utf8_is_an_invalid_item(view: ModelView) -> None:
-    first, second = view.request([b"\xff", b"b"], [], {}).message.items
-    assert getattr(first, "error").reason == "TEXT_NOT_UTF8"  # noqa: B009
-    assert getattr(second, "text") == "b"  # noqa: B009
 
 
 def test_outputs_of_a_text_without_an_answer_are_nan_and_empty_for_every_kind_of_head(

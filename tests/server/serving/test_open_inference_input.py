@@ -12,7 +12,6 @@ from polyhead_server.errors import InvalidRequestError
 from polyhead_server.serving.open_inference_input import (
     check_parameters,
     element_count,
-    require_datatype,
     split_bytes_tensor,
 )
 
@@ -50,22 +49,11 @@ def test_wrong_length_prefix_is_named(data: bytes, count: int, message: str) -> 
         split_bytes_tensor(data, count)
 
 
-@pytest.mark.parametrize(("shape", "count"), [([3], 3), ([3, 1], 3), ([0], 0)])
-def test_shape_gives_the_number_of_texts(shape: list[int], count: int) -> None:
-    assert element_count(shape) == count
-
-
 @pytest.mark.parametrize("shape", [[], [-1], [1, 3], [3, 1, 1], [1] * 1000])
 def test_any_other_shape_is_refused(shape: list[int]) -> None:
     with pytest.raises(InvalidRequestError, match=r"send \[n,1\] or \[n\]") as caught:
         element_count(shape)
     assert len(str(caught.value)) < 200
-
-
-def test_tensor_of_numbers_is_refused() -> None:
-    require_datatype("BYTES")
-    with pytest.raises(InvalidRequestError, match="datatype 'FP32'; send the texts as datatype BYTES"):
-        require_datatype("FP32")
 
 
 @pytest.mark.parametrize(

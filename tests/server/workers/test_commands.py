@@ -16,7 +16,6 @@ from polyhead_server.errors import (
     NotReadyError,
     ReloadError,
 )
-from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.process_reports import (
     DriftCounts,
     Measure,
@@ -309,28 +308,6 @@ async def test_drain_changes_the_health() -> None:
     assert (health.serving, health.alive) == (True, True)
     await commands.drain()
     assert (health.serving, health.alive) == (False, True)
-
-
-async def test_replaced_bundle_is_reloaded_once_by_all_workers(tmp_path: Path) -> None:
-    manifest = tmp_path / "bundle.json"
-    manifest.write_text("old")
-    workers = [FakeWorker(0), FakeWorker(1)]
-    commands = commands_to(*workers)
-    reloads: list[int] = []
-
-    async def sleep(_: float) -> None:
-        reloads.append(workers[1].requested.count("reload"))
-        if len(reloads) == 2:
-            (tmp_path / "new").write_text("new")
-            (tmp_path / "new").rename(manifest)
-        elif len(reloads) == 5:
-            raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        await BundleWatcher(tmp_path).watch(commands.reload_and_log, 5, sleep)
-    assert reloads == [0, 0, 1, 1, 1]
-    assert [worker.requests for worker in workers] == [[PING, ("reload", ReloadParams(force=False))]] * 2
-    assert commands.identity == NEW
 
 
 async def test_name_must_be_that_of_the_model() -> None:

@@ -142,35 +142,6 @@ async def test_a_server_whose_engine_cannot_start_ends(script: Callable[[str], N
         await supervise(fronts(1))
 
 
-async def test_an_engine_that_dies_is_restarted_while_the_fronts_stay(
-    script: Callable[[str], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(supervisor, "RESTART_DELAY_S", 0.0)
-    script(
-        f"""
-        import os, signal, sys, time
-        sys.stdin.readline()
-        life = open({str(tmp_path / "life")!r}, "a", buffering=1)
-        life.write(sys.argv[-1] + "\\n")
-        print({SERVING!r}, flush=True)
-        if sys.argv[-1] == "engine":
-            engines = open(life.name).read().count("engine")
-            if engines == 3:
-                os.kill(os.getppid(), signal.SIGTERM)
-            else:
-                time.sleep(0.2)
-                os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(1000)
-        """
-    )
-    assert await supervise(fronts(2)) in {0, 1}
-    assert sorted((tmp_path / "life").read_text().split()) == ["engine"] * 3 + ["front"] * 2
-    assert caplog.text.count("the engine died with code -9") == 2
-
-
 @pytest.mark.parametrize(("served_s", "runs"), [(0.9, 6), (1.1, 20)])
 async def test_the_server_gives_up_only_an_engine_that_dies_at_once(
     served_s: float, runs: int, monkeypatch: pytest.MonkeyPatch

@@ -13,12 +13,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_channelz.v1 import channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_server.errors import StartupError
-from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer
 from polyhead_server.settings import Settings
 from polyhead_server.workers import supervisor
@@ -130,26 +129,6 @@ async def test_workers_that_are_killed_are_restarted_while_grpc_runs_in_the_supe
         response = await admin.stub.Reload(pb2.ReloadRequest(), timeout=TIMEOUT_S)
         assert {one.process_id for one in response.workers} == {one.process_id for one in workers}
     assert caplog.text.count("died with code -9") == caplog.text.count("died with code") == 10
-
-
-async def test_admin_service_reaches_all_workers(settings: Settings) -> None:
-    async with supervised(settings) as admin:
-        await admin.wait_until(lambda workers: len(workers) == 2)
-        assert [await admin.status(name) for name in ("", service_names.INFERENCE)] == ["SERVING", "SERVING"]
-        response = await admin.stub.Reload(pb2.ReloadRequest(force=True), timeout=TIMEOUT_S)
-        assert [one.fingerprints.embedding_space for one in response.workers] == ["e", "e"]
-        servers = (await admin.channelz.GetServers(channelz_pb2.GetServersRequest(), timeout=TIMEOUT_S)).server
-        assert any(server.data.calls_started for server in servers)
-
-
-async def test_drain_holds_for_workers_that_start_later(settings: Settings) -> None:
-    async with supervised(settings) as admin:
-        first, _ = await admin.wait_until(lambda workers: len(workers) == 2)
-        await admin.stub.Drain(pb2.DrainRequest(), timeout=TIMEOUT_S)
-        assert [await admin.status(name) for name in ("", service_names.INFERENCE)] == ["SERVING", "NOT_SERVING"]
-        os.kill(first.process_id, signal.SIGKILL)
-        workers = await admin.wait_for_replacement(first.process_id)
-        assert [one.serving for one in workers] == [False, False]
 
 
 async def test_server_whose_workers_have_all_died_is_not_alive(

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from polyhead_rows import RawRow
 from polyhead_training.config import Config
-from polyhead_training.data.dataset import Data, Pair, Row, read_data, read_labelled
+from polyhead_training.data.dataset import Data, Pair, Row, read_data
 from polyhead_training.data.splitting import split_rows
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.model_config import HeadConfig
 
 WriteJsonl = Callable[[str, Sequence[object]], Path]
 Read = Callable[..., Data]
@@ -137,13 +136,6 @@ def test_fields_are_those_of_all_rows_of_a_source(read: Read, write_jsonl: Write
     assert set(read(test=["a.jsonl"]).fields[path]) == {"text", "lable"}
 
 
-def test_csv_label_na_is_a_label(read: Read, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label,sentiment\none,NA,0\ntwo,EU,1\nthree,,1\n")
-    data = read('[{name = "topic", kind = "softmax", field = "label"}]', train=["a.csv"], validation=["a.csv"])
-    assert data.heads[0].labels == ("EU", "NA")
-    assert [row.labels[0] for row in data.train] == ["NA", "EU", None]
-
-
 def test_pairs_accept_numbers_and_numeric_strings(read: Read, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b,score\none,two,4.5\nthree,four,0\n")
     assert read(similarity=["a.csv"]).similarity == (Pair("one", "two", 4.5), Pair("three", "four", 0.0))
@@ -244,36 +236,6 @@ def test_value_that_is_no_text_is_an_error(read: Read, write_jsonl: WriteJsonl, 
     write_jsonl("a.jsonl", [{"text": text}])
     with pytest.raises(DataError, match=r"a\.jsonl:1: field 'text': .* is not a valid text"):
         read(test=["a.jsonl"])
-
-
-def test_unnamed_columns_have_no_influence(read: Read, tmp_path: Path) -> None:
-    """Neither their values nor names that occur twice."""
-    (tmp_path / "a.csv").write_bytes(b"note,text,label,note,\n\xff,one,app,\xff,\n")
-    (tmp_path / "a.jsonl").write_text(
-        '{"note": ' + "[" * 5000 + "]" * 5000 + ', "note": ' + "9" * 5000 + ', "text": "one", "label": "app"}\n'
-    )
-    for name in ("a.csv", "a.jsonl"):
-        (found,) = read(test=[name]).test
-        assert (found.text, found.labels[0]) == ("one", "app")
-
-
-def test_labels_of_all_formats_are_equal(read: Read, write_jsonl: WriteJsonl, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label\none,0.0\ntwo,1.0\nthree,\nfour,1.5\nfive,v1.0\nsix,True\n")
-    values = [0, 1.0, None, 1.5, "v1.0", True]
-    write_jsonl("a.jsonl", [{"text": f"row {n}", "label": value} for n, value in enumerate(values)])
-    data = read('[{name = "topic", kind = "softmax", field = "label"}]', train=["a.csv"], test=["a.jsonl"])
-    assert data.heads[0].labels == ("0", "1", "1.5", "true", "v1.0")
-    assert [row.labels[0] for row in data.test] == ["0", "1", None, "1.5", "v1.0", "true"]
-
-
-@pytest.mark.parametrize("labels", [("0", "1"), ("0.0", "1.0")])
-@pytest.mark.parametrize("value", ["1", "1.0", "1.00"])
-def test_evaluation_files_have_the_labels_of_any_format(tmp_path: Path, labels: tuple[str, ...], value: str) -> None:
-    (tmp_path / "a.csv").write_text(f"text,label\none,{value}\n")
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "one", "label": {value}}}\n')
-    head = HeadConfig(name="topic", kind="softmax", field="label", labels=labels)
-    rows = read_labelled([tmp_path / "a.csv", tmp_path / "a.jsonl"], "text", [head])
-    assert [row.labels for row in rows] == [(labels[1],)] * 2
 
 
 def test_several_heads_without_labels_are_listed_with_suggestions(read: Read, write_jsonl: WriteJsonl) -> None:

@@ -11,11 +11,6 @@ OPEN = HeadConfig(name="topic", kind="softmax", field="label")
 SENTIMENT = HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive"))
 
 
-@pytest.mark.parametrize("head", [TOPIC, OPEN, SENTIMENT])
-def test_missing_value_means_no_label(head: HeadConfig) -> None:
-    assert read_label(head, None) is None
-
-
 @pytest.mark.parametrize("value", [1, 1.0, True, "1", "true", "TRUE", "positive"])
 def test_sigmoid_label_has_many_spellings(value: object) -> None:
     assert read_label(SENTIMENT, value) == "positive"
@@ -45,12 +40,6 @@ def test_sigmoid_label_of_zero_is_the_first(value: object) -> None:
 )
 def test_equal_values_have_one_name_in_every_format(name: str, values: list[object]) -> None:
     assert {read_label(OPEN, value) for value in values} == {name}
-
-
-@pytest.mark.parametrize("value", ["", float("nan")])
-@pytest.mark.parametrize("head", [TOPIC, OPEN, SENTIMENT])
-def test_empty_cell_means_no_label_in_every_format(head: HeadConfig, value: object) -> None:
-    assert read_label(head, value) is None
 
 
 def test_configured_labels_keep_their_spelling() -> None:

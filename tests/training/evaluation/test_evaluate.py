@@ -135,10 +135,6 @@ def test_errors_depend_on_threshold_and_temperature() -> None:
     assert [(row, answer, round(probability, 6)) for row, answer, probability in found] == [(0, 1, 0.4)]
 
 
-def test_correct_predictions_are_not_errors() -> None:
-    assert worst_errors(TOPIC, np.eye(3), np.arange(3)) == []
-
-
 def test_evaluation_is_json_with_one_object_for_each_split_and_head() -> None:
     content = _evaluate().to_json()
     assert json.loads(json.dumps(content, allow_nan=False)) == content

@@ -6,14 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.probabilities import (
     BINS,
     Bin,
     answers,
     calibration,
     confidences,
-    labelled,
     log_probabilities,
     probabilities,
 )
@@ -67,12 +65,6 @@ def test_temperature_does_not_change_predictions(temperature: float) -> None:
         logits = rng.normal(0, 3, (500, width)).astype(np.float32)
         logits[0] = 0.0
         assert (answers(kind, logits, temperature) == answers(kind, logits)).all()  # type: ignore[arg-type]
-
-
-def test_rows_without_a_label_are_ignored() -> None:
-    logits, targets = labelled(np.array([[1.0], [2.0], [3.0]]), np.array([1, UNLABELLED, 0]))
-    assert logits.tolist() == [[1.0], [3.0]]
-    assert targets.tolist() == [1, 0]
 
 
 def test_confidences_follow_their_definitions() -> None:

@@ -202,10 +202,6 @@ def test_card_states_what_heads_promise(tmp_path: Path) -> None:
     assert "| 0.99 | 0.95 | never |" in rows["`sentiment`"]
 
 
-def test_card_without_promises_has_no_section_about_them(finished_run: Path) -> None:
-    assert "## Abstention" not in render_card(read_results(finished_run))
-
-
 def test_card_states_prediction_sets_of_heads_that_have_some(finished_run: Path) -> None:
     results = read_results(finished_run)
     found = ({"coverage": 0.95, "threshold": 0.0234, "rows": 1200}, {"coverage": 0.99, "threshold": None, "rows": 40})
