@@ -146,7 +146,9 @@ class Repeats:
             config = _with_training(self.config, select="last")
             self._train(config, folder / "final", final, split=representative, describe=True)
             scores = _read(folder / "final" / EVALUATION_NAME)["validation"]
-            noise = label_noise(self.data.heads, split, {name: one["temperature"] for name, one in scores.items()})
+            # Regression heads have none.
+            temperatures = {name: one["temperature"] for name, one in scores.items() if "temperature" in one}
+            noise = label_noise(self.data.heads, split, temperatures)
             for name, found in noise.items():
                 self.report(f"head {name!r}: {found['found']:,} of {found['rows']:,} labels are likely mistakes")
             evaluations = [_read(folder / f"fold-{fold + 1}.json") for fold in range(folds)]
