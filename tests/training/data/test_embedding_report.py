@@ -71,6 +71,27 @@ def test_embedding_that_selects_no_epoch_is_a_warning(prepared: Prepared) -> Non
     assert expected not in prepared.report.warnings
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "expected"),
+    [
+        ("pairs", [(A, B), (f" {A.upper()}", C)], "every row has the same 'a', so no text counts as a negative"),
+        ("pairs", [(A, B), (C, B)], "every row has the same 'b', so"),
+        ("pairs", [(A, B)], "every row has the same 'a' and 'b', so"),
+        ("pairs", [(A, B), (C, D)], ""),
+        ("triplets", [(A, B, C)], ""),
+    ],
+)
+def test_pairs_without_negatives_are_a_warning(
+    configure: Callable[..., Config], config_file: Path, kind: str, rows: list[tuple[str, ...]], expected: str
+) -> None:
+    write_jsonl(config_file.with_name("x.jsonl"), [dict(zip("abc", row, strict=False)) for row in rows])
+    fields = ", ".join(map(repr, "abc"[: len(rows[0])]))
+    config = configure(f"data.embedding=[{{files='x.jsonl', kind='{kind}', fields=[{fields}]}}]")
+    found = [line for line in prepare(config, read_data(config)).report.warnings if "as a negative" in line]
+    assert len(found) == bool(expected)
+    assert all(expected in line for line in found)
+
+
 def test_texts_are_encoded_once_with_their_prompts_and_grouped_without(prepared: Prepared) -> None:
     scored, triplets = prepared.embedding.sources
     # A with the prompt is another input than A without, but the same text; so is A in capitals.
