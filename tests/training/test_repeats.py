@@ -300,6 +300,14 @@ def test_folds_need_as_many_different_texts(
     assert list(tmp_path.glob("run*")) == []
 
 
+def test_folds_need_a_head(configure: Configure, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
+    write_jsonl("pairs.jsonl", [{"a": SENTENCES[0], "b": SENTENCES[1]}] * 2)
+    sources = "data.embedding=[{files='pairs.jsonl', kind='pairs'}]"
+    config = configure("model.heads=[]", "data.train=[]", "data.test=[]", sources)
+    with pytest.raises(ConfigError, match=r"--folds: model\.heads is empty, so .* use --seeds"):
+        repeats(config, tmp_path / "run").check(2)
+
+
 def test_configured_share_of_validation_contradicts_folds(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.validation_fraction: 0.25 and --folds"):
         repeats(configure(*FIT), tmp_path / "run").train_folds(3)

@@ -125,7 +125,7 @@ class Repeats:
         """Trains a model per fold on the other folds, then the final model on all rows.
 
         Raises:
-            ConfigError: There are fewer different texts than folds.
+            ConfigError: There are no heads, or fewer different texts than folds.
             TrainingError: As for ``train.train``.
         """
         rows, assigned = self._assigned(folds)
@@ -163,7 +163,7 @@ class Repeats:
         """Reports what a cross-validation cannot measure.
 
         Raises:
-            ConfigError: There are fewer different texts than folds.
+            ConfigError: There are no heads, or fewer different texts than folds.
         """
         if folds:
             self._assigned(folds)
@@ -174,6 +174,9 @@ class Repeats:
         return not self.config.data.validation
 
     def _assigned(self, folds: int) -> tuple[list[Row], list[int]]:
+        if not self.data.heads:
+            reason = "model.heads is empty, so there is no answer to predict; use --seeds"
+            raise ConfigError(self.config.source, "--folds", reason)
         if self._splits and self.config.data.validation_fraction:
             contradiction = "and --folds: every fold is validation once; remove it"
             fraction = self.config.data.validation_fraction

@@ -65,7 +65,7 @@ def describe_embedding(data: Data, encoded: EncodedEmbedding, max_tokens: int) -
         "data.retrieval": {folded(text) for task in data.retrieval for text in task.queries},
     }
     reports, warnings = [], []
-    if encoded.sources and not data.similarity:
+    if encoded.sources and not data.similarity and "similarity" not in data.empty:
         warnings.append("data.similarity is not set, so the embedding has no part in the selection of the best epoch")
     for source in encoded.sources:
         repeats, conflicts = list(_repeats(source)), list(_conflicts(source))

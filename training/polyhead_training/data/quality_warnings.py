@@ -55,12 +55,22 @@ def empty_splits(data: Data) -> Warnings:
     effects = {
         "validation": "no epoch is selected, and no temperature or threshold is fitted; set data.validation",
         "test": "nothing is evaluated on it",
+        "similarity": "the embedding is not evaluated on it",
     }
     for split in data.empty:
         yield f"{split}: has no rows, so {effects[split]}"
     for source, fields in data.fields.items():
         if not fields:
             yield f"{source}: has no rows"
+
+
+def similarity_warnings(data: Data) -> Warnings:
+    """Warns of text pairs whose correlation with their scores is undefined."""
+    scores = {pair.score for pair in data.similarity}
+    if len(scores) == 1:
+        found = "the score of every pair is" if len(data.similarity) > 1 else "has a single pair, with the score"
+        reason = "so its correlation with the cosines is undefined; add pairs with other scores"
+        yield f"similarity: {found} {scores.pop():g}, {reason}"
 
 
 def spelling_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warnings:
