@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from polyhead_training.model_config import ModelConfig
 from polyhead_training.sentence_transformer import ignored_settings
 
 
-def write(folder: Path, files: dict[str, object]) -> Path:
+def write(folder: Path, files: Mapping[str, object]) -> Path:
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content))

@@ -175,8 +175,8 @@ class Repeats:
 
     def _assigned(self, folds: int) -> tuple[list[Row], list[int]]:
         if not self.data.heads:
-            reason = "model.heads is empty, so there is no answer to predict; use --seeds"
-            raise ConfigError(self.config.source, "--folds", reason)
+            no_head = "model.heads is empty, so there is no answer to predict; use --seeds"
+            raise ConfigError(self.config.source, "--folds", no_head)
         if self._splits and self.config.data.validation_fraction:
             contradiction = "and --folds: every fold is validation once; remove it"
             fraction = self.config.data.validation_fraction

@@ -23,7 +23,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 
-from tests.support.checkpoints import TEXTS, assert_same_embeddings, edit_json, import_run, run_model, write_sentence_transformer
+from tests.support.checkpoints import (
+    TEXTS,
+    assert_same_embeddings,
+    edit_json,
+    import_run,
+    run_model,
+    write_sentence_transformer,
+)
 
 
 def write_setfit(

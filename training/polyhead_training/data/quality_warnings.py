@@ -140,7 +140,9 @@ def split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[i
             yield f"{split}: rows that repeat a text {kind}: {pair_summary(found)}"
     for name, head in report.heads.items():
         if rows and not head.labelled:
-            effect = {"validation": ", so it selects no epoch, and no temperature or threshold is fitted"}.get(split, "")
+            effect = {"validation": ", so it selects no epoch, and no temperature or threshold is fitted"}.get(
+                split, ""
+            )
             yield f"{split}: no row has an answer for head {name!r}, which is not measured there{effect}"
         missing = [label for label, count in head.labels.items() if not count]
         if head.labelled and missing:
