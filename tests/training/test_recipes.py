@@ -31,6 +31,15 @@ def test_few_shot_sets_stages_heads_and_validation_in_one_field(path: Path) -> N
     assert (config.training.distillation, config.training.select) == (0.0, "last")
 
 
+@pytest.mark.parametrize("kind", ["multilabel", "ordinal", "regression"])
+def test_heads_without_classes_have_no_contrastive_stage(path: Path, kind: str) -> None:
+    head = f"{{name='tags', kind='{kind}'}}"
+    stages = few_shot(path, f"model.heads=[{head}]").training.stages
+    assert [stage.name for stage in stages] == ["first_heads", "all", "heads"]
+    mixed = few_shot(path, f"model.heads=[{head}, {{name='topic', kind='softmax'}}]").training.stages
+    assert mixed[0].loss == "contrastive"
+
+
 def test_standard_is_the_default_and_sets_nothing(path: Path) -> None:
     assert read_config(path, ["training.recipe=standard"]).model_dump() == read_config(path).model_dump()
     assert read_config(path).training.stages[0].solver == "adamw"

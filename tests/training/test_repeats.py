@@ -19,6 +19,7 @@ from polyhead_training.model_config import HeadConfig
 from polyhead_training.repeats import Repeats, table
 from torch import Tensor
 
+from tests.support.every_kind import OVERRIDE
 from tests.support.search_data import write_search_data
 from tests.support.tiny_tokenizers import SENTENCES
 from tests.support.tiny_training import LABELS, ignore, run_files
@@ -137,6 +138,32 @@ def test_folds_predict_every_row_once_and_train_on_all_rows(folds_config: Config
     report = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>Cross-validation</h2>" in report
     assert "Labels of head topic that are likely mistakes" in report
+
+
+def test_folds_predict_the_answers_of_heads_of_every_kind(
+    configure: Configure, folds_config: Config, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> None:
+    answers = [
+        {"tags": [["late"], ["late", "rude"], []][number % 3], "stars": 1 + number % 3, "price": number / 10}
+        for number in range(len(rows))
+    ]
+    assert folds_config.data.validation_fraction is None
+    unlabelled = {"text": "A row that no head knows.", "label": "app"}
+    write_jsonl("train.jsonl", [*({**row, **one} for row, one in zip(rows, answers, strict=True)), unlabelled])
+    fit = (*FIT[::2], OVERRIDE)
+    repeats(configure(*fit), tmp_path / "run").train_folds(2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "out_of_fold.jsonl").read_text().splitlines()]
+    assert [line["tags"]["labels"] for line in lines] == [*(one["tags"] for one in answers), None]
+    assert [line["stars"]["label"] for line in lines] == [*(str(one["stars"]) for one in answers), None]
+    assert [line["price"]["value"] for line in lines] == [*(one["price"] for one in answers), None]
+    evaluation = content(tmp_path / "run", "evaluation.json")["validation"]
+    exact = [line["tags"]["labels"] == line["tags"]["predicted"] for line in lines[:-1]]
+    assert evaluation["tags"]["accuracy"] == pytest.approx(sum(exact) / 24)
+    errors = [abs(line["price"]["value"] - line["price"]["predicted"]) for line in lines[:-1]]
+    assert evaluation["price"]["mae"] == pytest.approx(sum(errors) / 24, rel=1e-5)
+    assert content(tmp_path / "run", "label_noise.json").keys() == {"topic", "sentiment"}
+    spread = content(tmp_path / "run", "repeats.json")["spread"]["validation"]
+    assert len(spread["price"]["r2"]["values"]) == len(spread["tags"]["micro_f1"]["values"]) == 2
 
 
 def test_texts_selected_for_their_answers_train_and_calibrate_nothing(
@@ -271,6 +298,14 @@ def test_folds_need_as_many_different_texts(
     with pytest.raises(ConfigError, match="--folds: 5 folds require as many different texts, and train has 3"):
         repeats(folds_config, tmp_path / "run").train_folds(5)
     assert list(tmp_path.glob("run*")) == []
+
+
+def test_folds_need_a_head(configure: Configure, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
+    write_jsonl("pairs.jsonl", [{"a": SENTENCES[0], "b": SENTENCES[1]}] * 2)
+    sources = "data.embedding=[{files='pairs.jsonl', kind='pairs'}]"
+    config = configure("model.heads=[]", "data.train=[]", "data.test=[]", sources)
+    with pytest.raises(ConfigError, match=r"--folds: model\.heads is empty, so .* use --seeds"):
+        repeats(config, tmp_path / "run").check(2)
 
 
 def test_configured_share_of_validation_contradicts_folds(configure: Configure, tmp_path: Path) -> None:

@@ -325,6 +325,15 @@ def test_half_precision_without_a_gpu_is_rejected(configure: Configure, tmp_path
         train(configure("training.mixed_precision=fp16"), tmp_path / "run", report=ignore)
 
 
+@pytest.mark.usefixtures("new_process_state")
+def test_runs_of_one_process_may_differ_in_precision(configure: Configure, tmp_path: Path) -> None:
+    """As the trials of a sweep do."""
+    for precision in ("no", "bf16", "no"):
+        config = configure(f"training.mixed_precision={precision}")
+        evaluation = train(config, tmp_path / precision, max_steps=1, policy="restart", report=ignore)
+        assert evaluation is not None
+
+
 def test_damaged_weights_are_a_backbone_error(
     configure: Configure, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

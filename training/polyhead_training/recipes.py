@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from .model_types import CLASS_KINDS, HeadKind
 
 RecipeName = Literal["standard", "few-shot"]
 
@@ -60,7 +62,17 @@ def with_recipe(values: Mapping[str, Any], default_heads: Sequence[Mapping[str, 
         heads = model.get("heads", default_heads)
         if isinstance(heads, list | tuple):
             model["heads"] = [{**_FEW_SHOT_HEAD, **head} if isinstance(head, Mapping) else head for head in heads]
+            training = filled["training"]
+            if training["stages"] is _FEW_SHOT_STAGES and heads and not any(map(_has_classes, heads)):
+                # Only equal classes say which texts are to become similar.
+                filled["training"] = {**training, "stages": _FEW_SHOT_STAGES[1:]}
     return filled
+
+
+def _has_classes(head: object) -> bool:
+    """Returns whether the rows of a head have one class each; True for a head that is not valid."""
+    kind = head.get("kind") if isinstance(head, Mapping) else None
+    return kind in CLASS_KINDS or kind not in get_args(HeadKind)
 
 
 def _is_few_shot(values: Mapping[str, Any]) -> bool:

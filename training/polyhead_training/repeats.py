@@ -125,7 +125,7 @@ class Repeats:
         """Trains a model per fold on the other folds, then the final model on all rows.
 
         Raises:
-            ConfigError: There are fewer different texts than folds.
+            ConfigError: There are no heads, or fewer different texts than folds.
             TrainingError: As for ``train.train``.
         """
         rows, assigned = self._assigned(folds)
@@ -146,7 +146,9 @@ class Repeats:
             config = _with_training(self.config, select="last")
             self._train(config, folder / "final", final, split=representative, describe=True)
             scores = _read(folder / "final" / EVALUATION_NAME)["validation"]
-            noise = label_noise(self.data.heads, split, {name: one["temperature"] for name, one in scores.items()})
+            # Regression heads have none.
+            temperatures = {name: one["temperature"] for name, one in scores.items() if "temperature" in one}
+            noise = label_noise(self.data.heads, split, temperatures)
             for name, found in noise.items():
                 self.report(f"head {name!r}: {found['found']:,} of {found['rows']:,} labels are likely mistakes")
             evaluations = [_read(folder / f"fold-{fold + 1}.json") for fold in range(folds)]
@@ -161,7 +163,7 @@ class Repeats:
         """Reports what a cross-validation cannot measure.
 
         Raises:
-            ConfigError: There are fewer different texts than folds.
+            ConfigError: There are no heads, or fewer different texts than folds.
         """
         if folds:
             self._assigned(folds)
@@ -172,6 +174,9 @@ class Repeats:
         return not self.config.data.validation
 
     def _assigned(self, folds: int) -> tuple[list[Row], list[int]]:
+        if not self.data.heads:
+            no_head = "model.heads is empty, so there is no answer to predict; use --seeds"
+            raise ConfigError(self.config.source, "--folds", no_head)
         if self._splits and self.config.data.validation_fraction:
             contradiction = "and --folds: every fold is validation once; remove it"
             fraction = self.config.data.validation_fraction

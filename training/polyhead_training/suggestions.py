@@ -43,6 +43,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARACTERS + 2 else f"{text[:_MAX_SHOWN_CHARACTERS]}..."
 
 
+def type_name(value: object) -> str:
+    """Returns the name of a value's type for a message; that of an object of a file is ``dict``."""
+    return "dict" if isinstance(value, dict) else type(value).__name__
+
+
 def listed(names: Sequence[str]) -> str:
     """Formats names for a message, the first ones of many."""
     more = ", ..." if len(names) > _MAX_NAMES else ""

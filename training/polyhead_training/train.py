@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from polyhead_bundle.atomic_directory import recover
@@ -232,6 +233,8 @@ def _start(config: Config, destination: Path) -> Accelerator:
             raise config.error("training.trackers", reason)
     set_seed(config.training.seed)
     folder = in_progress_path(destination)
+    # accelerate keeps the precision of the first run of a process; the trials of a sweep may have several.
+    AcceleratorState._reset_state()
     return Accelerator(
         # Without a GPU, accelerate detects the other processes only if it is set to use the CPU.
         cpu=not torch.accelerator.is_available(),

@@ -79,6 +79,8 @@ def read_sentence_transformer(
     layers = [read_layer(reference, module) for module in modules[2:] if module.kind != "Dropout"]
     normalize = bool(layers) and layers[-1].settings["kind"] == "normalize"
     layers = layers[: len(layers) - normalize]
+    # SetFit scales the embedding that its head reads, also where the model itself does not.
+    normalize = normalize or (head is not None and head.is_normalized)
     original_tokenizer = load_original_tokenizer(reference, backbone)
     length, source = settings.get("max_seq_length"), "max_seq_length"
     if not length:

@@ -1,4 +1,4 @@
-"""The head of a SetFit model: a logistic regression of scikit-learn on the sentence embedding.
+"""The head of a SetFit model: logistic regressions of scikit-learn on the sentence embedding, one or one per label.
 
 SetFit saves it as a pickle, which runs code when it is loaded, so it is never read. Its numbers are read from
 ``model_head.safetensors``, which a user writes where the pickle is trusted: ``CONVERSION`` says how.
@@ -13,6 +13,7 @@ from typing import Any
 
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_config import HeadConfig
+from polyhead_training.model_types import HeadKind
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,12 +23,15 @@ from .checkpoint import CheckpointError, read_module_settings
 CONFIG = "config_setfit.json"
 PICKLE = "model_head.pkl"
 HEAD = "model_head.safetensors"
-# safetensors would write the numbers of an array that is not contiguous in another order.
+# safetensors would write the numbers of an array that is not contiguous in another order. A head of several labels per
+# text, of one-vs-rest or multi-output, has an estimator per label.
 CONVERSION = """\
 python -c "import joblib, json, numpy; from safetensors.numpy import save_file; head = joblib.load('model_head.pkl'); \
-plain = lambda values: numpy.ascontiguousarray(values, 'float32'); \
-save_file({'coef': plain(head.coef_), 'intercept': plain(head.intercept_)}, 'model_head.safetensors', \
-{'classes': json.dumps([str(one) for one in head.classes_])})"
+parts = getattr(head, 'estimators_', [head]); several = parts != [head]; \
+plain = lambda name: numpy.ascontiguousarray(numpy.concatenate([getattr(one, name) for one in parts]), 'float32'); \
+names = [str(one) for one in (range(len(parts)) if several else head.classes_)]; \
+save_file({'coef': plain('coef_'), 'intercept': plain('intercept_')}, 'model_head.safetensors', \
+{'labels' if several else 'classes': json.dumps(names)})"
 """
 
 
@@ -39,11 +43,13 @@ class LinearHead:
         config: Its name, kind and labels.
         weight: (logits, E) coefficients.
         bias: (logits,) intercepts.
+        is_normalized: Whether the head reads the embedding scaled to length 1.
     """
 
     config: HeadConfig
     weight: Tensor
     bias: Tensor
+    is_normalized: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,27 +82,31 @@ def read_head(reference: str, folder: Path, name: str) -> LinearHead:
     try:
         with safe_open(path, "pt") as stream:
             weight, bias = stream.get_tensor("coef").float(), stream.get_tensor("intercept").float()
-            classes = json.loads((stream.metadata() or {})["classes"])
+            metadata = stream.metadata() or {}
+            several = "labels" in metadata
+            classes = json.loads(metadata["labels" if several else "classes"])
     except (KeyError, OSError, SafetensorError, ValueError) as error:
         reason = f"its {HEAD} lacks coef, intercept or classes ({error})"
         raise CheckpointError(reference, reason, f"write it again:\n{CONVERSION}") from None
-    logits = 1 if len(classes) == 2 else len(classes)
+    logits = 1 if len(classes) == 2 and not several else len(classes)
     if weight.ndim != 2 or (len(weight), tuple(bias.shape)) != (logits, (logits,)):
         reason = f"its head has coef {tuple(weight.shape)} and intercept {tuple(bias.shape)} for {len(classes)} classes"
-        hint = "only a logistic regression of one label per text can be imported; train other heads on its backbone"
+        hint = "only logistic regressions can be imported; train other heads on its backbone"
         raise CheckpointError(reference, reason, hint)
-    labels = read_module_settings(reference, folder / CONFIG).get("labels") or classes
+    settings = read_module_settings(reference, folder / CONFIG)
+    labels = settings.get("labels") or classes
     if len(labels) != len(classes):
         reason = f"{CONFIG} names {len(labels)} labels, the head has {len(classes)} classes"
         raise CheckpointError(reference, reason, "correct the labels")
-    kind = "sigmoid" if logits == 1 else "softmax"
+    kind: HeadKind = "multilabel" if several else "sigmoid" if logits == 1 else "softmax"
+    field = "labels" if several else "label"
     try:
-        config = HeadConfig(name=name, kind=kind, field="label", labels=tuple(map(str, labels)), dropout=0.0)
+        config = HeadConfig(name=name, kind=kind, field=field, labels=tuple(map(str, labels)), dropout=0.0)
     except ValidationError as error:
         fault = error.errors()[0]
         hint = "choose another with --head" if fault["loc"] == ("name",) else f"correct the labels in {CONFIG}"
         raise CheckpointError(reference, f"its head {name!r}: {fault['msg']}", hint) from None
-    return LinearHead(config, weight, bias)
+    return LinearHead(config, weight, bias, is_normalized=bool(settings.get("normalize_embeddings")))
 
 
 def load_head(reference: str, model: PolyheadModel, head: LinearHead) -> None:

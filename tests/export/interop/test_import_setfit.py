@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,47 @@ import torch
 from polyhead_export.interop import setfit
 from polyhead_export.interop.checkpoint import CheckpointError
 from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputClassifier
 
-from tests.support.checkpoints import TEXTS, assert_same_embeddings, import_run, run_model, write_sentence_transformer
+from tests.support.checkpoints import (
+    TEXTS,
+    assert_same_embeddings,
+    edit_json,
+    import_run,
+    run_model,
+    write_sentence_transformer,
+)
 
 
-def write_setfit(folder: Path, labels: list[str] | None, classes: int = 3, *, convert: bool = True) -> Path:
+def write_setfit(
+    folder: Path,
+    labels: list[str] | None,
+    classes: int = 3,
+    *,
+    convert: bool = True,
+    modules: Sequence[Any] = (Normalize(),),
+) -> Path:
     """Writes a SetFit model as setfit does: a SentenceTransformer, its settings, and a pickled logistic regression."""
-    checkpoint = write_sentence_transformer(folder, "bert", Normalize())
+    checkpoint = write_sentence_transformer(folder, "bert", *modules)
     settings = {"labels": labels, "normalize_embeddings": False}
     (checkpoint / setfit.CONFIG).write_text(json.dumps(settings))
     random = np.random.default_rng(0)
     head = LogisticRegression().fit(random.normal(size=(60, 32)), np.arange(60) % classes)
     joblib.dump(head, checkpoint / setfit.PICKLE)
     if convert:
-        # The program of the command that the error shows.
-        program = setfit.CONVERSION.partition('"')[2].rpartition('"')[0]
-        with contextlib.chdir(checkpoint):
-            exec(program, {})  # noqa: S102
+        run_conversion(checkpoint)
     return checkpoint
+
+
+def run_conversion(checkpoint: Path) -> None:
+    """Runs the program of the command that the error shows."""
+    program = setfit.CONVERSION.partition('"')[2].rpartition('"')[0]
+    with contextlib.chdir(checkpoint):
+        exec(program, {})  # noqa: S102
 
 
 @pytest.mark.parametrize(("classes", "labels"), [(2, ["bad", "good"]), (3, ["app", "billing", "support"]), (3, None)])
@@ -51,6 +73,35 @@ def test_setfit_model_keeps_its_probabilities(tmp_path: Path, classes: int, labe
     np.testing.assert_allclose(found.numpy()[:, -1], expected[:, -1], atol=1e-5)
     assert run.heads[0]["kind"] == ("sigmoid" if classes == 2 else "softmax")
     assert list(run.heads[0]["labels"]) == (labels or ["0", "1", "2"])
+
+
+@pytest.mark.parametrize("kind", [OneVsRestClassifier, MultiOutputClassifier])
+def test_head_of_several_labels_per_text_becomes_multilabel(tmp_path: Path, kind: Any) -> None:
+    checkpoint = write_setfit(tmp_path, ["late", "rude"], convert=False)
+    random = np.random.default_rng(0)
+    head = kind(LogisticRegression()).fit(random.normal(size=(60, 32)), random.integers(0, 2, size=(60, 2)))
+    joblib.dump(head, checkpoint / setfit.PICKLE)
+    run_conversion(checkpoint)
+    run = import_run(checkpoint)
+    assert (run.heads[0]["kind"], list(run.heads[0]["labels"])) == ("multilabel", ["late", "rude"])
+    outputs = run_model(run, TEXTS)
+    (logits,) = outputs.logits.values()
+    expected = head.predict_proba(outputs.sentence_embedding.numpy())
+    if isinstance(expected, list):
+        expected = np.stack([one[:, 1] for one in expected], axis=1)
+    np.testing.assert_allclose(torch.sigmoid(logits).numpy(), expected, atol=1e-5)
+
+
+def test_head_of_scaled_embeddings_reads_them_scaled(tmp_path: Path) -> None:
+    checkpoint = write_setfit(tmp_path, None, modules=())
+    edit_json(checkpoint / setfit.CONFIG, normalize_embeddings=True)
+    run = import_run(checkpoint)
+    outputs = run_model(run, TEXTS)
+    embeddings = SentenceTransformer(str(checkpoint), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(outputs.sentence_embedding.numpy(), embeddings, atol=1e-5)
+    (logits,) = outputs.logits.values()
+    expected = joblib.load(checkpoint / setfit.PICKLE).predict_proba(embeddings)
+    np.testing.assert_allclose(torch.softmax(logits, dim=-1).numpy(), expected, atol=1e-5)
 
 
 def test_command_of_the_error_converts_the_head(tmp_path: Path) -> None:

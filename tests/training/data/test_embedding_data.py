@@ -60,6 +60,8 @@ def test_csv_and_jsonl_give_the_same_rows(configure: Callable[..., Config], writ
     [
         ("scored_pairs", {"a": "x", "b": None, "score": 1}, r"x\.jsonl:3: field 'b': None is not a valid text"),
         ("scored_pairs", {"a": "x", "score": 1}, r"x\.jsonl:3: has no field 'b', only 'a', 'score'"),
+        ("pairs", {"a": "x"}, r"x\.jsonl:3: has no field 'b', only 'a': add it, or remove the row"),
+        ("pairs", {"a": "x", "b": {"c": "y"}}, r"x\.jsonl:3: field 'b': {'c': 'y'} of type dict is not a valid text"),
         ("scored_pairs", {"a": " \u200b", "b": "y", "score": 1}, r"x\.jsonl:3: field 'a': .* is not a valid text"),
         ("scored_pairs", {"a": "x", "b": "y", "score": "high"}, r"x\.jsonl:3: field 'score': 'high' is not a finite"),
         ("scored_pairs", {"a": "x", "b": "y", "score": 6}, r"x\.jsonl:3: .*6 is outside of score_range, 0 to 5"),
@@ -87,6 +89,12 @@ def test_equal_scores_and_files_without_rows_are_errors(read: Read) -> None:
         read([{**row, "score": 3} for row in SCORED], "scored_pairs")
     with pytest.raises(DataError, match=r"x\.jsonl: has no rows"):
         read([], "pairs")
+
+
+def test_invalid_scores_do_not_make_the_others_equal(read: Read) -> None:
+    with pytest.raises(DataError) as caught:
+        read([SCORED[0], {"a": "three", "b": "four", "score": "high"}], "scored_pairs")
+    assert caught.value.found == 1
 
 
 def test_equal_texts_may_be_scored(read: Read) -> None:

@@ -71,6 +71,48 @@ def test_embedding_that_selects_no_epoch_is_a_warning(prepared: Prepared) -> Non
     assert expected not in prepared.report.warnings
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([], "similarity: has no rows, so the embedding is not evaluated on it"),
+        ([3], "similarity: has a single pair, with the score 3, so its correlation with the cosines is undefined"),
+        ([3, 3], "similarity: the score of every pair is 3, so its correlation with the cosines is undefined"),
+        ([3, 4], ""),
+    ],
+)
+def test_similarity_without_a_correlation_is_a_warning(
+    configure: Callable[..., Config], config_file: Path, scores: list[int], expected: str
+) -> None:
+    write_jsonl(config_file.with_name("x.jsonl"), [{"a": A, "b": B, "score": score} for score in scores])
+    write_jsonl(config_file.with_name("y.jsonl"), [{"a": A, "b": B}, {"a": C, "b": D}])
+    config = configure("data.similarity=x.jsonl", "data.embedding=[{files='y.jsonl', kind='pairs'}]")
+    found = [line for line in prepare(config, read_data(config)).report.warnings if "similarity" in line]
+    found = [line for line in found if "inflate" not in line]
+    assert len(found) == bool(expected)
+    assert all(line.startswith(expected) for line in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "expected"),
+    [
+        ("pairs", [(A, B), (f" {A.upper()}", C)], "every row has the same 'a', so no text counts as a negative"),
+        ("pairs", [(A, B), (C, B)], "every row has the same 'b', so"),
+        ("pairs", [(A, B)], "every row has the same 'a' and 'b', so"),
+        ("pairs", [(A, B), (C, D)], ""),
+        ("triplets", [(A, B, C)], ""),
+    ],
+)
+def test_pairs_without_negatives_are_a_warning(
+    configure: Callable[..., Config], config_file: Path, kind: str, rows: list[tuple[str, ...]], expected: str
+) -> None:
+    write_jsonl(config_file.with_name("x.jsonl"), [dict(zip("abc", row, strict=False)) for row in rows])
+    fields = ", ".join(map(repr, "abc"[: len(rows[0])]))
+    config = configure(f"data.embedding=[{{files='x.jsonl', kind='{kind}', fields=[{fields}]}}]")
+    found = [line for line in prepare(config, read_data(config)).report.warnings if "as a negative" in line]
+    assert len(found) == bool(expected)
+    assert all(expected in line for line in found)
+
+
 def test_texts_are_encoded_once_with_their_prompts_and_grouped_without(prepared: Prepared) -> None:
     scored, triplets = prepared.embedding.sources
     # A with the prompt is another input than A without, but the same text; so is A in capitals.

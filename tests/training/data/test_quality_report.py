@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ HEADS = (
 APP, BILLING, NONE = ("app", "positive"), ("billing", "negative"), (None, None)
 LONG = "the parcel came two days late and the box was wet when it arrived at my door this morning"
 
+RowsWithTags = Callable[..., DataReport]
 LabelledText = tuple[str, tuple[str | None, ...]]
 
 
@@ -44,6 +45,19 @@ def describe(
 def describe_labels(train: Sequence[LabelledText], labels: Sequence[str]) -> DataReport:
     """Computes the report for training rows of a topic head with these labels."""
     return describe(train, heads=(HEADS[0].model_copy(update={"labels": tuple(labels)}), HEADS[1]))
+
+
+@pytest.fixture
+def rows_with_tags() -> RowsWithTags:
+    """Computes the report for training rows of a multilabel head, a row for each label."""
+
+    def found(*labels: str) -> DataReport:
+        head = HeadConfig(name="tags", kind="multilabel", labels=labels)
+        train = tuple(Row(label, ((label,),), Path("a.jsonl"), line, 0) for line, label in enumerate(labels, start=1))
+        counts = {"train": [3] * len(train), "validation": [], "test": []}
+        return describe_data(Data((head,), train, (), (), (), {}), counts, max_tokens=10)
+
+    return found
 
 
 def warning(report: DataReport, part: str) -> str:
@@ -202,6 +216,18 @@ def test_labels_that_differ_invisibly_are_shown_escaped(labels: tuple[str, ...])
 def test_labels_one_letter_apart_are_a_warning(labels: tuple[str, str], expected: bool) -> None:
     report = describe_labels([row for label in labels for row in many(label)], labels)
     assert any("differ by one letter" in line for line in report.warnings) is expected
+
+
+def test_labels_that_are_lists_with_another_separator_are_a_warning(rows_with_tags: RowsWithTags) -> None:
+    line = warning(rows_with_tags("late", "rude", "late,rude", "rude; slow"), "look like lists of labels: 2")
+    assert "'late,rude' (1, first in a.jsonl:3); 'rude; slow' (1, first in a.jsonl:4); set separator = \",\"" in line
+    assert not any("look like" in line for line in rows_with_tags("lakes, rivers", "seas").warnings)
+
+
+def test_head_without_answers_in_a_split_is_a_warning() -> None:
+    report = describe([*many("app"), *many("billing")], [("a", ("app", None))], [("b", (None, "positive"))])
+    assert warning(report, "validation: no row has an answer for head 'sentiment'").endswith("or threshold is fitted")
+    assert warning(report, "test: no row has an answer for head 'topic'").endswith("which is not measured there")
 
 
 def test_many_labels_are_compared_fast() -> None:

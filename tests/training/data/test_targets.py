@@ -62,6 +62,7 @@ def test_elements_of_a_list_are_named_as_labels() -> None:
         ("late|brokn", "'brokn' is not a valid label"),
         (["late", None], r"\['late', None\] has an element without a label \(None\); remove the element"),
         ("late||broken", r"has an element without a label \(''\)"),
+        ("late, broken", r"'late, broken' is not a valid label .* but a list of them; set its separator = \",\", or"),
         ('["late"', r"is not a valid JSON list .*; write \[\"a\", \"b\"\]"),
         ([["late"]], "a list; labels must be strings, numbers or booleans"),
         ({"late": 1}, "a dict; labels must be"),

@@ -152,6 +152,7 @@ def test_sweep_without_a_trial_that_converges_fails(config_file: Path, monkeypat
         (["--range", "training.stages.7.epochs=1..3"], "a list requires the index of an existing element"),
         (["--choice", "training.average=emma,ema"], "training.average: 'emma': "),
         (["--range", f"{RATE}=1e-4..1e-2", "--set", "data.train=nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        ([*FLAGS, "--set", "data.validation_fraction=0"], "data.validation: has no labelled rows, so that trials"),
     ],
 )
 def test_mistake_is_reported_before_anything_trains(

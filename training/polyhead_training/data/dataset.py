@@ -94,7 +94,7 @@ class Data:
         test: Rows for evaluation at the end of the run.
         similarity: Pairs for evaluation of the sentence embedding.
         fields: For each source of rows, the fields that occur in any of them; none for a source without rows.
-        empty: The splits that the configuration names sources for, but that have no rows.
+        empty: The splits, and the pairs of similarity, that the configuration names sources for, but that have no rows.
         embedding: Sources of texts that train the sentence embedding.
         retrieval: Retrieval tasks for evaluation of the sentence embedding.
         collected: The rows that a server has collected, some of which are held out of ``train``; None without any.
@@ -149,6 +149,8 @@ def read_data(config: Config) -> Data:
         empty.append("validation")
     if sources["test"] and not test:
         empty.append("test")
+    if sources["similarity"] and not similarity:
+        empty.append("similarity")
     fields = {source: tuple(names) for source, names in reader.fields.items()}
     return Data(
         heads,

@@ -90,6 +90,7 @@ def _read_source(
         return EmbeddingRow(texts, score, raw.path, raw.line)
 
     rows = []
+    earlier = reader.found
     for file in files:
         before = reader.found
         found = reader.read([file], dict.fromkeys(config.all_fields, f"{section}.fields"), make)
@@ -97,7 +98,8 @@ def _read_source(
             reader.add(Problem(file, 0, "has no rows"))
         rows += found
     scores = [row.score for row in rows]
-    if config.kind == "scored_pairs" and rows and min(scores) == max(scores):
+    # Of rows whose scores are invalid, none is among these.
+    if config.kind == "scored_pairs" and rows and reader.found == earlier and min(scores) == max(scores):
         reason = f"field {config.all_fields[-1]!r}: the score of every row is {scores[0]:g}, which teaches no order"
         hint = "name the field with the scores, or use kind 'pairs' if the texts of each row belong together"
         reader.add(Problem(files[0], 0, f"{reason}; {hint}"))

@@ -65,7 +65,7 @@ def describe_embedding(data: Data, encoded: EncodedEmbedding, max_tokens: int) -
         "data.retrieval": {folded(text) for task in data.retrieval for text in task.queries},
     }
     reports, warnings = [], []
-    if encoded.sources and not data.similarity:
+    if encoded.sources and not data.similarity and "similarity" not in data.empty:
         warnings.append("data.similarity is not set, so the embedding has no part in the selection of the best epoch")
     for source in encoded.sources:
         repeats, conflicts = list(_repeats(source)), list(_conflicts(source))
@@ -84,6 +84,9 @@ def describe_embedding(data: Data, encoded: EncodedEmbedding, max_tokens: int) -
         )
         reports.append(report)
         warnings += [f"embedding {source.name}: {warning}" for warning in _warnings(report, repeats, conflicts)]
+        if same := _same_column(source):
+            reason = f"{same}, so no text counts as a negative of another, and nothing is learned from it"
+            warnings.append(f"embedding {source.name}: {reason}; add rows with other texts")
         for field, texts in evaluated.items():
             shared = [row for row in source.rows if texts and any(folded(text) in texts for text in row.texts)]
             if shared:
@@ -105,6 +108,15 @@ def _warnings(report: SourceReport, repeats: _Pairs, conflicts: _Pairs) -> Itera
         yield f"rows {kind}: {pair_summary(conflicts)}"
     if report.tokens.truncated > MAX_TRUNCATED:
         yield f"{report.tokens.truncated:.0%} of the texts are truncated; consider a higher model.max_tokens"
+
+
+def _same_column(source: EncodedSource) -> str:
+    """Returns why no row of pairs has a text that is a negative of another row; an empty string if any may have."""
+    if source.config.kind != "pairs":
+        return ""
+    fields = source.config.text_fields
+    same = [field for field, column in zip(fields, source.groups.T, strict=True) if len(np.unique(column)) == 1]
+    return f"every row has the same {' and '.join(map(repr, same))}" if same else ""
 
 
 def _repeats(source: EncodedSource) -> Iterator[tuple[EmbeddingRow, EmbeddingRow]]:

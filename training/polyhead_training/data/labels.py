@@ -13,7 +13,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from polyhead_training.model_config import HeadConfig
-from polyhead_training.suggestions import did_you_mean, shown
+from polyhead_training.suggestions import did_you_mean, shown, type_name
 
 # Label index of a row without a label for a head.
 UNLABELLED = -1
@@ -73,8 +73,7 @@ def label_name(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     if not isinstance(value, str):
-        kind = type(value).__name__
-        raise ValueError(f"{shown(value)} is a {kind}; labels must be strings, numbers or booleans")  # noqa: TRY004
+        raise ValueError(f"{shown(value)} is a {type_name(value)}; labels must be strings, numbers or booleans")  # noqa: TRY004
     if not value.strip():
         raise ValueError(f"the label {shown(value)} is blank; write null, or leave it empty, for no label")
     if whole := _WHOLE_NUMBER.fullmatch(value):

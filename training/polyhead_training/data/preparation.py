@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from polyhead_training.backbone import Backbone, find_backbone
 from polyhead_training.config import Config
+from polyhead_training.sentence_transformer import ignored_settings
 from polyhead_training.tokenization import encode, overlong_prompts
 
 from .collation import EncodedRows, encode_rows
@@ -86,11 +87,12 @@ def prepare(config: Config, data: Data) -> Prepared:
     plain = {split: encode_split(rows, "") for split, rows in texts.items()} if config.prefix else splits
     require_known_words(backbone, data.train, plain["train"].ids)
     require_known_words(backbone, embedding.rows, embedding.texts.ids)
+    ignored = ignored_settings(backbone.folder, config.model)
     report = describe_data(data, {split: rows.tokens for split, rows in splits.items()}, limit)
     sources, warnings = describe_embedding(data, embedding, limit)
     found = {split: (rows, plain[split].ids) for split, rows in texts.items()}
     unknown = vocabulary_warnings(backbone, {**found, "data.embedding": (embedding.rows, embedding.texts.ids)})
-    report = replace(report, embedding=sources, warnings=[*report.warnings, *warnings, *unknown])
+    report = replace(report, embedding=sources, warnings=[*ignored, *report.warnings, *warnings, *unknown])
     retrieval = encode_retrieval(config, data.retrieval, backbone)
     held_out = encode_split(data.collected.held_out if data.collected else ())
     return Prepared(data, backbone, splits, pairs, embedding, retrieval, report, held_out)

@@ -29,6 +29,7 @@ from .quality_warnings import (
     leak_warnings,
     misspelled_fields,
     offset_warnings,
+    similarity_warnings,
     single_rows,
     spelling_warnings,
     split_warnings,
@@ -169,7 +170,7 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     normalized = {split: [normalize(row.text) for row in rows] for split, rows in splits.items()}
-    warnings = [*misspelled_fields(data), *empty_splits(data)]
+    warnings = [*misspelled_fields(data), *empty_splits(data), *similarity_warnings(data)]
     for column, head in enumerate(data.heads):
         warnings += spelling_warnings(head, [row for rows in splits.values() for row in rows], column)
         warnings += single_rows(head, data.train, column)

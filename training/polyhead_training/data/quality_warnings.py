@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from polyhead_training.suggestions import closest
 
 from .dataset import Data, Row
 from .label_checks import equal_when_folded, one_edit_apart, spelled_missing
-from .targets import target_labels
+from .targets import other_separator, target_labels
 
 if TYPE_CHECKING:
     from .quality_report import HeadCounts, Leak, SplitReport
@@ -54,12 +55,22 @@ def empty_splits(data: Data) -> Warnings:
     effects = {
         "validation": "no epoch is selected, and no temperature or threshold is fitted; set data.validation",
         "test": "nothing is evaluated on it",
+        "similarity": "the embedding is not evaluated on it",
     }
     for split in data.empty:
         yield f"{split}: has no rows, so {effects[split]}"
     for source, fields in data.fields.items():
         if not fields:
             yield f"{source}: has no rows"
+
+
+def similarity_warnings(data: Data) -> Warnings:
+    """Warns of text pairs whose correlation with their scores is undefined."""
+    scores = {pair.score for pair in data.similarity}
+    if len(scores) == 1:
+        found = "the score of every pair is" if len(data.similarity) > 1 else "has a single pair, with the score"
+        reason = "so its correlation with the cosines is undefined; add pairs with other scores"
+        yield f"similarity: {found} {scores.pop():g}, {reason}"
 
 
 def spelling_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warnings:
@@ -77,6 +88,11 @@ def spelling_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> War
     for group in equal_when_folded(label for label in labels if label not in missing):
         names = ", ".join(map(show, group))
         yield f"head {head.name!r}: labels that differ only in case, spaces or invisible characters: {names}"
+    lists = [(label, separator) for label in labels if (separator := other_separator(head, label, counts))]
+    if lists:
+        names = summary((show(label) for label, _ in lists), len(lists))
+        fix = f"set separator = {json.dumps(lists[0][1])} if they are"
+        yield f"head {head.name!r}: labels that look like lists of labels: {names}; {fix}"
     pairs = [" and ".join(map(show, pair)) for pair in one_edit_apart(labels) if not set(pair) & set(missing)]
     if pairs:
         yield f"head {head.name!r}: labels that differ by one letter, perhaps misspelled: {summary(pairs, len(pairs))}"
@@ -123,6 +139,11 @@ def split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[i
         if found:
             yield f"{split}: rows that repeat a text {kind}: {pair_summary(found)}"
     for name, head in report.heads.items():
+        if rows and not head.labelled:
+            effect = {"validation": ", so it selects no epoch, and no temperature or threshold is fitted"}.get(
+                split, ""
+            )
+            yield f"{split}: no row has an answer for head {name!r}, which is not measured there{effect}"
         missing = [label for label, count in head.labels.items() if not count]
         if head.labelled and missing:
             noun = "label" if len(missing) == 1 else "labels"

@@ -15,7 +15,7 @@ from typing import TypeVar
 from polyhead_rows import Problem, RawRow
 
 from polyhead_training.errors import DataError
-from polyhead_training.suggestions import did_you_mean, folded, listed, shown
+from polyhead_training.suggestions import did_you_mean, folded, listed, shown, type_name
 
 from .readers import Source, read_source
 from .targets import number_in
@@ -103,7 +103,10 @@ def _require(raw: RawRow, required: Mapping[str, str]) -> None:
         if field not in raw.values:
             names = listed(raw.names) or "none at all"
             hint = did_you_mean(field, raw.names)
-            fix = f"set {setting} to one of these" if setting else "rename the field"
+            if raw.names and required.keys() >= set(raw.names):
+                fix = "add it, or remove the row"
+            else:
+                fix = f"set {setting} to one of these" if setting else "rename the field"
             raise ValueError(f"has no field {field!r}, only {names}: {f'{hint} {fix}' if hint else fix}")
 
 
@@ -115,7 +118,7 @@ def read_text(raw: RawRow, field: str) -> str:
     """
     text = raw.values[field]
     if not isinstance(text, str):
-        kind = "" if text is None else f" of type {type(text).__name__}"
+        kind = "" if text is None else f" of type {type_name(text)}"
         raise ValueError(f"field {field!r}: {shown(text)}{kind} is not a valid text; write a string or remove the row")  # noqa: TRY004
     # Invisible characters alone are no text either.
     if not folded(text[:_MAX_BLANK_CHARACTERS]) and not folded(text):

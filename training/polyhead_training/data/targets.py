@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from decimal import Decimal
 from typing import TypeAlias
 
@@ -22,6 +22,8 @@ from .labels import read_label
 
 Target: TypeAlias = str | tuple[str, ...] | float
 
+# Separators of labels in files, besides that of the head.
+_SEPARATORS = (",", ";", "|", "\t")
 # Squares of larger numbers, of which the loss is the mean, are beyond the range of float32.
 _MAX_NUMBER = 1e18
 
@@ -50,6 +52,16 @@ def target_labels(target: Target | None) -> tuple[str, ...]:
     if isinstance(target, str):
         return (target,)
     return target if isinstance(target, tuple) else ()
+
+
+def other_separator(head: HeadConfig, label: str, labels: Container[str]) -> str:
+    """Returns the separator that divides a name into other labels of a multilabel head; an empty string without one."""
+    if head.kind == "multilabel":
+        for separator in _SEPARATORS:
+            parts = [part.strip() for part in label.split(separator)]
+            if separator != head.separator and len(parts) > 1 and any(part in labels for part in parts):
+                return separator
+    return ""
 
 
 def number_in(value: object) -> float:
@@ -93,13 +105,26 @@ def _read_many(head: HeadConfig, value: object) -> Target | None:
     names = value if isinstance(value, list | tuple) else [value]
     found = []
     for name in names:
-        label = read_label(head, name)
+        label = _read_element(head, name)
         if label is None:
             reason = f"{shown(value)} has an element without a label ({shown(name)}); remove the element"
             raise ValueError(f"field {head.field!r}: {reason}, or write null for a row that is not labelled")
         found.append(label)
     # Sorted, so that rows with the same labels are equal.
     return tuple(sorted(set(found)))
+
+
+def _read_element(head: HeadConfig, name: object) -> str | None:
+    try:
+        return read_label(head, name)
+    except ValueError:
+        if isinstance(name, str) and (separator := other_separator(head, name, head.labels or ())):
+            reason = f"{shown(name)} is not a valid label of head {head.name!r}, but a list of them"
+            fix = f"set its separator = {json.dumps(separator)}"
+            raise ValueError(
+                f"field {head.field!r}: {reason}; {fix}, or write {head.separator!r} between labels"
+            ) from None
+        raise
 
 
 def _listed(head: HeadConfig, text: str) -> list[object]:

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from polyhead_training.data.dataset import Row
-from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.model_config import HeadConfig
-from polyhead_training.model_types import CLASS_KINDS
 from polyhead_training.runs.checkpoint import replace_file
 
 from .evaluate import Split
-from .probabilities import answers, log_probabilities
+from .probabilities import Integers, answers, is_labelled, log_probabilities
 
 # Prefixes of the names of heads.
 _TARGETS, _LOGITS = "targets.", "logits."
@@ -74,31 +72,59 @@ def _named(parts: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def prediction_lines(
     heads: Sequence[HeadConfig], split: Split, assigned: Sequence[int], scores: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yields the lines of ``out_of_fold.jsonl``: place and fold of a row, and for each head its label and prediction.
+    """Yields the lines of ``out_of_fold.jsonl``: place and fold of a row, and for each head its answer and prediction.
+
+    Heads with one label per row have ``label``, ``predicted`` and ``probability``, multilabel heads ``labels`` and
+    ``predicted``, regression heads ``value`` and ``predicted``. The answer is null in rows without one.
 
     Args:
-        heads: The heads; only those with one label per row are in the lines.
+        heads: The heads.
         split: All rows.
         assigned: For each row, its fold, counted from 0.
         scores: Evaluation of each head on these rows, by head name, with its temperature and threshold.
     """
-    predictions, known = {}, {head.name: head.labels or () for head in heads}
-    for head in heads:
-        if head.kind in CLASS_KINDS:
-            logits, temperature = split.logits[head.name], scores[head.name]["temperature"]
-            probabilities = np.exp(log_probabilities(head.kind, logits, temperature))
-            threshold = scores[head.name]["threshold"] or 0.5
-            predictions[head.name] = probabilities, answers(head.kind, logits, temperature, threshold)
+    contents = {head.name: _contents(head, split, scores[head.name]) for head in heads}
     for number, (path, line) in enumerate(split.locations):
         content: dict[str, Any] = {"path": str(path), "line": line, "fold": assigned[number] + 1}
-        for name, (probabilities, predicted) in predictions.items():
-            labels, target, answer = known[name], split.targets[name][number], predicted[number]
-            content[name] = {
-                "label": None if target == UNLABELLED else labels[target],
-                "predicted": labels[answer],
-                "probability": round(float(probabilities[number, answer]), 6),
-            }
+        content |= {name: rows[number] for name, rows in contents.items()}
         yield json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _contents(head: HeadConfig, split: Split, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the answer and the prediction of a head in each row."""
+    labels, targets, logits = head.labels or (), split.targets[head.name], split.logits[head.name]
+    known = is_labelled(targets)  # (N,)
+    temperature = scores.get("temperature", 1.0)
+    threshold = scores.get("threshold") or 0.5
+    predicted = answers(head.kind, logits, temperature, threshold)
+    if head.kind == "regression":
+        return [
+            {"value": _decimal(target) if is_known else None, "predicted": _decimal(answer)}
+            for target, is_known, answer in zip(targets, known, predicted, strict=True)
+        ]
+    if head.kind == "multilabel":
+        return [
+            {"labels": _chosen(labels, target) if is_known else None, "predicted": _chosen(labels, answer)}
+            for target, is_known, answer in zip(targets, known, predicted, strict=True)
+        ]
+    probabilities = np.exp(log_probabilities(head.kind, logits, temperature))  # (N, labels)
+    return [
+        {
+            "label": labels[target] if is_known else None,
+            "predicted": labels[answer],
+            "probability": round(float(row[answer]), 6),
+        }
+        for target, is_known, answer, row in zip(targets, known, predicted, probabilities, strict=True)
+    ]
+
+
+def _decimal(value: Any) -> float:
+    """Returns the shortest decimal of a number of the model: 0.1, not the 0.10000000149011612 of the equal float64."""
+    return float(str(np.float32(value)))
+
+
+def _chosen(labels: Sequence[str], marks: Integers) -> list[str]:
+    return [label for label, mark in zip(labels, marks, strict=True) if mark == 1]
 
 
 def _path(folder: Path, fold: int) -> Path:

@@ -107,6 +107,10 @@ class Search:
     def _run_trial(self, sweep: Sweep, trial: int, rung: int) -> None:
         config, run, start = self.configs[trial], sweep.run_path(trial, rung), time.monotonic()
         data = read_data(config)
+        if not any(answer is not None for row in data.validation for answer in row.labels) and not (
+            config.data.embedding and data.similarity
+        ):
+            raise self._not_comparable()
         data = replace(data, train=subset(data.train, self.plan.share(rung), self.seed))
         run.parent.mkdir(exist_ok=True)
         try:
@@ -125,8 +129,12 @@ class Search:
         evaluation = json.loads((run / EVALUATION_NAME).read_text(encoding="utf-8"))
         found = selection_score(evaluation, teaches_embedding=bool(self.configs[0].data.embedding))
         if found is None:
-            raise self.configs[0].error("data.validation", "has no labelled rows, so that trials cannot be compared")
+            raise self._not_comparable()
         return found
+
+    def _not_comparable(self) -> ConfigError:
+        reason = "has no labelled rows, so that trials cannot be compared: name files with labelled rows"
+        return self.configs[0].error("data.validation", reason)
 
     def _table(self, scores: Sequence[Sequence[float | None]]) -> str:
         """Returns a table of the trials, those that came furthest with the best scores first."""
