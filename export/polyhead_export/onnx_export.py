@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import torch
 from polyhead_bundle import Embedding, Tensor, external_data_name
+from polyhead_training.errors import first_line
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.model_types import output_width
 from torch import nn
@@ -165,8 +166,7 @@ def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
             return cast(Any, program).model_proto
     except torch.onnx.OnnxExporterError as error:
         # The cause holds the reason; the message of the error itself is a page about how to report it.
-        reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
-        raise GraphError(f"PyTorch cannot export the model: {reason}") from error
+        raise GraphError(f"PyTorch cannot export the model: {first_line(error.__cause__ or error)}") from error
 
 
 def _share_equal_weights(proto: onnx.ModelProto) -> None:
