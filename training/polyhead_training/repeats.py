@@ -176,7 +176,8 @@ class Repeats:
             contradiction = "and --folds: every fold is validation once; remove it"
             fraction = self.config.data.validation_fraction
             raise self.config.error("data.validation_fraction", f"{fraction} {contradiction}")
-        rows = sorted([*self.data.train, *(self.data.validation if self._splits else ())], key=_position)
+        found = (*self.data.train, *(self.data.validation if self._splits else ()))
+        rows = sorted(found, key=lambda row: (row.source, row.line))
         sets = duplicate_sets([row.text for row in rows])
         if reason := require_sets(sets, folds):
             raise ConfigError(self.config.source, "--folds", reason)
@@ -298,11 +299,6 @@ def _format(summary: Mapping[str, Any] | None) -> str:
 
 def _with_training(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
-
-
-def _position(row: Row) -> tuple[int, int]:
-    """Returns the place of a training row in its files."""
-    return row.source, row.line
 
 
 def _reason(score: float) -> str:
