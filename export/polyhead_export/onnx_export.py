@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx
 import torch
 from polyhead_bundle import Embedding, Tensor, external_data_name
@@ -36,7 +35,6 @@ _OPSET = 20
 MAX_PROTO_BYTES = 2**31 - 2**26
 # Bytes; smaller tensors stay in the graph when its weights are moved to another file.
 _MIN_EXTERNAL_TENSOR = 1024
-_MAX_RANDOM_TOKENS = 256
 # A path of two folders or more, a Python file (but a head may be named py: heads.py.layers), a line of a stack trace.
 _LOCAL_TRACE = re.compile(rb'(?:/[\w.+@-]+){2,}|[A-Za-z]:\\[\w.\\-]+|[\w-]+\.py(?![\w.])|File "')
 
@@ -103,16 +101,6 @@ def save_graph(proto: onnx.ModelProto, path: Path) -> None:
         onnx.save_model(
             proto, str(path), save_as_external_data=True, location=data.name, size_threshold=_MIN_EXTERNAL_TENSOR
         )
-
-
-def random_texts(config: PolyheadConfig, count: int) -> list[list[int]]:
-    """Returns texts of random tokens and random lengths, the same in every run, for use without evaluation data."""
-    random = np.random.default_rng(1)
-    vocabulary = np.arange(config.backbone_config().vocab_size)
-    # RoBERTa treats a padding token inside a text as its end, whatever the attention mask says.
-    vocabulary = vocabulary[vocabulary != config.pad_token_id]
-    lengths = random.integers(1, min(config.max_tokens, _MAX_RANDOM_TOKENS), size=count, endpoint=True)
-    return [random.choice(vocabulary, size=length).tolist() for length in lengths]
 
 
 def describe_graph(proto: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
