@@ -82,8 +82,7 @@ def lost_links(docs: Path, site: Path) -> Iterator[str]:
     sources = dict(_sources(docs))
     # A link to an included file leads to the page that includes it.
     html = {source: site / page.relative_to(docs).with_suffix(".html") for source, page in sources.items()}
-    for source, page in sources.items():
-        built = site / page.relative_to(docs).with_suffix(".html")
+    for source, built in html.items():
         if not built.exists():
             yield f"{source}: is not a page of the site"
             continue

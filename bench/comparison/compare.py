@@ -284,8 +284,6 @@ class Comparison:
             report["three_single_task_servers"] = {"loads": three, "ratio": ratio}
         if self._arguments.protocols and _REFERENCE in self._found:
             report[f"relative_to_{_REFERENCE}"] = self._relative(_REFERENCE)
-        if self._arguments.protocols and _REFERENCE in self._found:
-            report[f"relative_to_{_REFERENCE}"] = self._relative(_REFERENCE)
         if self._offline:
             report["sentence_transformers_offline"] = results.spread_all(self._offline)
         return report

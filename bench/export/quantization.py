@@ -18,14 +18,11 @@ largest change of any number of an embedding when its text is in a batch of eigh
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
+from polyhead_training.runs.run_directory import installed_versions
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from tqdm import tqdm
 
@@ -52,6 +50,8 @@ Candidate = Callable[[Batch], NDArray[np.float32]]  # a batch to its embeddings
 _MAX_BATCH_TOKENS = 256
 _CALIBRATION_TEXTS = 100
 _BATCH_SIZE = 8
+# Those that are not installed are left out of the provenance.
+_PACKAGES = ("onnxruntime", "onnx", "onnxscript", "openvino", "nncf")
 
 
 def main() -> None:
@@ -73,8 +73,9 @@ def main() -> None:
         candidates = make_candidates(found, Path(folder), ids[arguments.texts :], arguments.only)
         figures = measure(candidates, ids[: arguments.texts], found.manifest.pad_token_id, arguments.rounds)
     print(table(figures))
+    provenance = results.provenance(installed_versions(_PACKAGES))
     settings = {"data": arguments.data.name, "texts": arguments.texts, "rounds": arguments.rounds}
-    results.write(arguments.output, {**results.provenance(installed_packages()), **settings, "candidates": figures})
+    results.write(arguments.output, {**provenance, **settings, "candidates": figures})
 
 
 def make_candidates(
@@ -224,8 +225,7 @@ def cpu_times(candidates: dict[str, Candidate], work: Sequence[Batch], rounds: i
 
 def speedups(base: Sequence[float], own: Sequence[float]) -> list[float]:
     """Returns the median, lowest and highest speed relative to fp32."""
-    found = [one / other for one, other in zip(base, own, strict=True)]
-    return [statistics.median(found), min(found), max(found)]
+    return results.spread([one / other for one, other in zip(base, own, strict=True)])
 
 
 def batch_difference(run: Candidate, ids: Sequence[list[int]], single: NDArray[np.float32], pad_token_id: int) -> float:
@@ -235,16 +235,6 @@ def batch_difference(run: Candidate, ids: Sequence[list[int]], single: NDArray[n
         batched = run(pad(ids[start : start + _BATCH_SIZE], pad_token_id))
         worst = max(worst, float(np.abs(batched - single[start : start + _BATCH_SIZE]).max()))
     return worst
-
-
-def installed_packages() -> list[str]:
-    """Returns the quantization packages that are installed."""
-    names = []
-    for name in ("onnxruntime", "onnx", "onnxscript", "openvino", "nncf"):
-        with contextlib.suppress(PackageNotFoundError):
-            version(name)
-            names.append(name)
-    return names
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,22 @@ def serving(bundle: Path, *flags: str) -> Iterator[str]:
     """Runs a server on a free port; yields its HOST:PORT once it serves, and stops it afterwards."""
     target = f"{_HOST}:{free_port()}"
     command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", target, "--log-level", "warning", *flags]
-    process = subprocess.Popen(command)
-    try:
-        wait_until_serving(process, target)
+    with running_command(command, target):
         yield target
+
+
+@contextlib.contextmanager
+def running_command(
+    command: Sequence[str], target: str, log: Path | None = None, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the command of a server; yields its process once it serves, and stops it afterwards.
+
+    ``target`` and ``log`` are those of ``wait_until_serving``, ``options`` further arguments of ``subprocess.Popen``.
+    """
+    process = subprocess.Popen(command, **options)
+    try:
+        wait_until_serving(process, target, log)
+        yield process
     finally:
         process.terminate()
         process.wait(60)

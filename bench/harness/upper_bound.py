@@ -6,9 +6,9 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polyhead_bundle as bundle
@@ -26,6 +26,8 @@ _SINGLE_TEXTS = 200
 # Characters per token that the server reads of a text before it tokenizes.
 _CHARACTERS_PER_TOKEN = 250
 
+_Ids = TypeVar("_Ids", bound=Sized)
+
 
 def open_tokenizer(source: bundle.Bundle) -> Tokenizer:
     """Opens the tokenizer of a bundle as the server does."""
@@ -33,9 +35,9 @@ def open_tokenizer(source: bundle.Bundle) -> Tokenizer:
     return Tokenizer(source.file("tokenizer.json"), longest, _CHARACTERS_PER_TOKEN * longest)
 
 
-def batches_of_similar_length(ids: Sequence[list[int]], max_tokens: int) -> list[list[list[int]]]:
+def batches_of_similar_length(ids: Sequence[_Ids], max_tokens: int) -> list[list[_Ids]]:
     """Sorts texts by length and splits them into batches of at most ``max_tokens`` tokens including padding."""
-    batches: list[list[list[int]]] = [[]]
+    batches: list[list[_Ids]] = [[]]
     for one in sorted(ids, key=len):
         if batches[-1] and (len(batches[-1]) + 1) * len(one) > max_tokens:
             batches.append([])
@@ -72,32 +74,23 @@ class UpperBound:
                 self._engine.run(*batch)
                 done.put(len(batch[0]))
 
-        threads = [threading.Thread(target=compute) for _ in range(usable_cores())]
         began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _run_on_every_core(compute)
         return sum(done.get() for _ in range(done.qsize())) / (time.perf_counter() - began)
 
     def whole_pass(self) -> Figures:
         """Computes every text once, with one thread per core; returns ``wall_s`` and ``cpu_s``."""
         work: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for number in self._order.tolist():
+        # Each thread ends at None.
+        for number in [*self._order.tolist(), *([None] * usable_cores())]:
             work.put(number)
 
         def compute() -> None:
             while (number := work.get()) is not None:
                 self._engine.run(*self._batches[number])
 
-        threads = [threading.Thread(target=compute) for _ in range(usable_cores())]
-        for _ in threads:
-            work.put(None)
         began, began_cpu = time.perf_counter(), time.process_time()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _run_on_every_core(compute)
         return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - began_cpu}
 
     def single_text_ms(self) -> float:
@@ -108,6 +101,14 @@ class UpperBound:
         began = time.perf_counter()
         self._engine.run(*one)
         return time.perf_counter() - began
+
+
+def _run_on_every_core(compute: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=compute) for _ in range(usable_cores())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def with_efficiency(figures: Mapping[str, float], upper_bound: float) -> Figures:

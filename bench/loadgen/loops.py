@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
-_WARM_UP_S = 1.0
+WARM_UP_S = 1.0
 # A message without an answer this long after the measured time counts as an error.
 DRAIN_TIMEOUT_S = 30.0
 
@@ -35,7 +35,7 @@ class LoadStats:
     """
 
     def __init__(self, seconds: float, items: int = 1) -> None:
-        self.begins = time.perf_counter() + _WARM_UP_S
+        self.begins = time.perf_counter() + WARM_UP_S
         self.ends = self.begins + seconds
         self._items = items
         self._answered = 0

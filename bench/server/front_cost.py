@@ -30,7 +30,7 @@ from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.processes import thread_cpu_s
 from bench.harness.results import Figures
-from bench.harness.servers import free_port, wait_until_serving
+from bench.harness.servers import free_port, running_command
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT
 from bench.loadgen.launch import command
 
@@ -75,13 +75,8 @@ def instant_server(
     grpc_target, http_target = (f"127.0.0.1:{free_port()}" for _ in range(2))
     flags = ("--listen", grpc_target, "--http-listen", http_target, "--device", "cpu", "--log-level", "warning", *more)
     command = [sys.executable, "-m", "bench.server.instant_server", str(bundle), *flags]
-    process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
-    try:
-        wait_until_serving(process, grpc_target)
+    with running_command(command, grpc_target, env={**os.environ, **(environment or {})}) as process:
         yield process.pid, {"main": grpc_target, "http": http_target}
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def cpu_per_text(process_id: int, targets: dict[str, str], name: str, arguments: argparse.Namespace) -> Figures:

@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,9 +33,10 @@ from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.cpu_quota import cpu_quota
 from bench.harness.processes import thread_cpu_s
 from bench.harness.results import Figures
-from bench.harness.servers import BIN, free_port, wait_until_serving
+from bench.harness.servers import BIN, free_port, running_command
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT
-from bench.loadgen.launch import command
+from bench.loadgen.launch import figures_of, start_load
+from bench.loadgen.loops import WARM_UP_S
 
 # The kernel distributes connections at random: of so many, each front has some.
 _CONNECTIONS = "32"
@@ -44,9 +44,6 @@ LOADS = {
     "unary, 1 item": ("--mode", "unary", "--in-flight", "64", "--connections", _CONNECTIONS),
     "stream, 32 items": ("--mode", "stream", "--items", "32", "--connections", _CONNECTIONS),
 }
-# CPU seconds of the server that show that the load generator has started, and the time that it warms up.
-_STARTED_CPU_S = 0.05
-_WARM_UP_S = 1.0
 _START_S = 60.0
 
 # Replaces the engine in the engine process.
@@ -130,16 +127,12 @@ def running(bundle: Path, fronts: int, *, real: bool) -> Iterator[Server]:
         Path(folder, "sitecustomize.py").write_text("" if real else _PATCH)
         path = os.pathsep.join([folder, str(ROOT), os.environ.get("PYTHONPATH", "")])
         log = Path(folder, "log")
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [*program, str(bundle), *flags], stderr=stderr, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT
-            )
-        try:
-            wait_until_serving(process, target, log)
+        command, environment = [*program, str(bundle), *flags], {**os.environ, "PYTHONPATH": path}
+        with (
+            log.open("wb") as stderr,
+            running_command(command, target, log, stderr=stderr, env=environment, cwd=ROOT) as process,
+        ):
             yield _server(process.pid, target, log, fronts)
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def _server(pid: int, target: str, log: Path, fronts: int) -> Server:
@@ -158,23 +151,11 @@ def _server(pid: int, target: str, log: Path, fronts: int) -> Server:
 def measure(server: Server, load: str, arguments: argparse.Namespace) -> Figures:
     """Returns the throughput of a server under a load, and CPU microseconds per text of its parts."""
     flags = LOADS[load] if "--in-flight" in LOADS[load] else (*LOADS[load], "--in-flight", arguments.in_flight)
-    client = subprocess.Popen(
-        command("main", server.target, arguments.texts, arguments.seconds, flags),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    idle_s = used_s(server)["fronts_us"]
-    while client.poll() is None and used_s(server)["fronts_us"] < idle_s + _STARTED_CPU_S:
-        time.sleep(0.01)
-    time.sleep(_WARM_UP_S)
+    client = start_load(server.target, arguments.texts, arguments.seconds, flags, lambda: used_s(server)["fronts_us"])
     before, began = used_s(server), time.perf_counter()
-    time.sleep(max(arguments.seconds - _WARM_UP_S, 0.1))
+    time.sleep(max(arguments.seconds - WARM_UP_S, 0.1))
     after, seconds = used_s(server), time.perf_counter() - began
-    output, _ = client.communicate()
-    if client.returncode:
-        raise SystemExit(f"the load generator failed: {load}")
-    items_per_s = json.loads(output)["items_per_s"]
+    items_per_s = figures_of(client)["items_per_s"]
     us_per_text = 1e6 / (seconds * items_per_s)
     return {"items_per_s": items_per_s, **{name: us_per_text * (after[name] - before[name]) for name in after}}
 

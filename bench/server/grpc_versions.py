@@ -33,7 +33,7 @@ from tqdm import tqdm
 from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.results import Figures
-from bench.harness.servers import free_port, wait_until_serving
+from bench.harness.servers import free_port, running_command
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT
 
 from .front_cost import cpu_per_text
@@ -170,13 +170,9 @@ def run(server: str, installation: Installation, bundle: Path) -> Iterator[tuple
     command = [str(installation.python), "-m", SERVERS[server]]
     if server == "polyhead":
         command += [str(bundle), "--device", "cpu", "--threads", "2", "--log-level", "warning"]
-    process = subprocess.Popen([*command, "--listen", target], env=installation.environment(), cwd=ROOT)
-    try:
-        wait_until_serving(process, target)
+    command += ["--listen", target]
+    with running_command(command, target, env=installation.environment(), cwd=ROOT) as process:
         yield process.pid, target
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 if __name__ == "__main__":

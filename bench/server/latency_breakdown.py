@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +29,10 @@ from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.processes import find_server, thread_cpu_s
 from bench.harness.results import Figures
 from bench.harness.servers import serving
-from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT, first_turn, read_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, first_turn, read_texts
 from bench.harness.upper_bound import UpperBound
-from bench.loadgen.launch import command
+from bench.loadgen.launch import figures_of, start_load
+from bench.loadgen.loops import WARM_UP_S
 
 from .throughput import LOADS
 
@@ -43,8 +43,6 @@ MEASURED_LOADS = (
     "stream, 32 items, 256 in flight",
 )
 STAGES = ("tokenization", "queue", "compute", "total")
-# CPU seconds of the event loop that show that the load generator has started.
-_STARTED_CPU_S = 0.05
 # Calls of one text that are timed.
 _CALLS = 300
 
@@ -79,18 +77,12 @@ def main() -> None:
 def cpu_per_text(target: str, arguments: argparse.Namespace, flags: Sequence[str]) -> Figures:
     """Returns CPU microseconds per text of the event loop, the compute threads, other threads and the client."""
     pid = find_server(target)
-    load = command("main", target, arguments.texts, arguments.seconds, flags)
-    client = subprocess.Popen(load, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    idle_s = thread_cpu_s(pid)[pid]
-    while thread_cpu_s(pid)[pid] < idle_s + _STARTED_CPU_S:
-        time.sleep(0.01)
-    # The warm-up of the load generator.
-    time.sleep(1.0)
+    client = start_load(target, arguments.texts, arguments.seconds, flags, lambda: thread_cpu_s(pid)[pid])
     before, began = thread_cpu_s(pid), time.perf_counter()
-    time.sleep(arguments.seconds - 1.0)
+    time.sleep(arguments.seconds - WARM_UP_S)
     used = {tid: seconds - before.get(tid, 0.0) for tid, seconds in thread_cpu_s(pid).items()}
     wall_s = time.perf_counter() - began
-    figures = json.loads(client.communicate()[0])
+    figures = figures_of(client)
     event_loop_s = used.pop(pid)
     ranked = sorted(used.values(), reverse=True)
     us_per_text = 1e6 / (wall_s * figures["items_per_s"])

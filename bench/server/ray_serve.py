@@ -29,6 +29,7 @@ from bench.harness.ray_serve import RayServe, ray_serving
 from bench.harness.servers import free_port, serving
 from bench.harness.texts import DEMO_TEXTS
 from bench.loadgen.launch import run_load
+from bench.loadgen.loops import WARM_UP_S
 
 PLAIN, PROXY, HAPROXY = "plain server", "Ray Serve, Python proxy", "Ray Serve, HAProxy"
 # Name of a load: the load generator and its flags.
@@ -42,7 +43,6 @@ LOADS = {
 SHORT_TEXT = '{"text": "Thank you!"}\n'
 # Processes of a cluster that a call passes.
 _ON_THE_WAY = ("ray::ProxyActor", "ray::ServeReplica")
-_WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _run(load: str, arm: Arm, texts: Path, seconds: float) -> results.Figures:
     before = arm.cpu_s()
     target = arm.http_target if generator == "http" else arm.target
     figures = run_load(target, texts, seconds, flags, generator)
-    messages = figures["messages"] * (seconds + _WARM_UP_S) / seconds
+    messages = figures["messages"] * (seconds + WARM_UP_S) / seconds
     cpu_ms = 1000 * (arm.cpu_s() - before) / messages
     return {"items_per_s": figures["items_per_s"], "p50_ms": figures["p50_ms"], "cpu_ms": cpu_ms}
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import polyhead_bundle as bundle
 from polyhead_server.inference.scheduler import BatchLimits
-from polyhead_server.inference.tokenization import Tokenizer
 
 from bench.harness.arguments import make_parser
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, first_turn, read_texts, with_long_texts
+from bench.harness.upper_bound import open_tokenizer
 
 from .simulated_server import Machine, Simulation, upper_bound
 
@@ -47,9 +47,7 @@ def main() -> None:
     parser.add_argument("--max-padding", type=float, default=0.12, help="padding limit of the server (default: 0.12)")
     parser.add_argument("--seconds", type=float, default=120.0, help="simulated seconds per load (default: 120)")
     arguments = parser.parse_args()
-    source = bundle.load(arguments.bundle)
-    manifest = source.manifest
-    tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
+    tokenizer = open_tokenizer(bundle.load(arguments.bundle))
     texts = read_texts(arguments.texts)
     sent = first_turn(with_long_texts(texts) if arguments.long else texts)
     lengths = [text.used for text in tokenizer.encode(sent)]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
 from polyhead_server.inference.types import Entry, Flow, ItemOutcome, TokenizedText
 
+from bench.harness.upper_bound import batches_of_similar_length
+
 # From the last answer to a message until the client's next message.
 _THINK_TIME_S = 0.002
 _WARMUP_S = 10.0
@@ -58,12 +60,8 @@ class _Message:
 
 def upper_bound(machine: Machine, lengths: Sequence[int], max_tokens: int) -> float:
     """Returns the texts a second of the same texts sorted by length beforehand, in full batches."""
-    batches: list[list[int]] = [[]]
-    for length in sorted(lengths):
-        if batches[-1] and (len(batches[-1]) + 1) * length > max_tokens:
-            batches.append([])
-        batches[-1].append(length)
-    return machine.threads * len(lengths) / sum(machine.seconds(len(batch) * batch[-1]) for batch in batches)
+    batches = batches_of_similar_length([range(length) for length in lengths], max_tokens)
+    return machine.threads * len(lengths) / sum(machine.seconds(len(batch) * len(batch[-1])) for batch in batches)
 
 
 class Simulation:

@@ -47,10 +47,8 @@ def main(definition: Path, source: str, manifests: list[Path]) -> None:
         "metadata": {_PRESERVE: True, **_METADATA},
     }
     for path, one in zip(manifests, objects, strict=True):
-        problems = [
-            f"{path}: {error.json_path}: {error.message}" for error in _validator(closed(whole)).iter_errors(one)
-        ]
-        if problems:
+        errors = jsonschema.Draft7Validator(closed(whole)).iter_errors(one)
+        if problems := [f"{path}: {error.json_path}: {error.message}" for error in errors]:
             raise SystemExit("\n".join(problems))
     schema = {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -59,10 +57,6 @@ def main(definition: Path, source: str, manifests: list[Path]) -> None:
     }
     path = Path(__file__).parent / f"{crd['names']['kind'].lower()}.json"
     path.write_text(json.dumps(schema, indent=1, sort_keys=True) + "\n")
-
-
-def _validator(schema: dict[str, Any]) -> jsonschema.Draft7Validator:
-    return jsonschema.Draft7Validator(schema)
 
 
 def used(schema: dict[str, Any], values: list[Any]) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from polyhead_bundle import FORMAT_VERSION, MANIFEST_NAME, Manifest
 from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-SCHEMA_NAME = "bundle.schema.json"
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Document(Manifest):

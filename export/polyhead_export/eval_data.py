@@ -25,7 +25,7 @@ from polyhead_training.evaluation.scoring import score
 from polyhead_training.evaluation.selective import confident_answers
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.run_directory import Run
-from polyhead_training.suggestions import did_you_mean
+from polyhead_training.suggestions import spelling_hint
 from polyhead_training.tokenization import encode, load_tokenizer, pad, unread_texts
 
 from .errors import SettingsError
@@ -152,8 +152,7 @@ def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path], refer
     for path in paths:
         if not path.exists():
             siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = did_you_mean(path.name, siblings)
-            raise SettingsError(path, f"evaluation data not found{'; ' if hint else ''}{hint}")
+            raise SettingsError(path, f"evaluation data not found{spelling_hint(path.name, siblings)}")
     text, described = _fields(run, heads)
     rows = read_labelled(paths, text, described)
     targets = Targets.encode([row.labels for row in rows], described)

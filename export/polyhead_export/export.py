@@ -157,7 +157,7 @@ class _Work(NamedTuple):
 def _make(name: VariantName, plain: Path, limits: Limits, work: _Work) -> Variant:
     """Writes one variant beside the plain graph and runs the gate on it."""
     config, heads, report = work.run.model.config, work.heads, work.report
-    texts: Sequence[Sequence[int]] = ()
+    texts = work.eval_data.ids if work.eval_data else ()
     sample = work.eval_data.sample(_MAX_SELECTION_ROWS) if work.eval_data else None
 
     def accuracy_drop(candidate: Path) -> float:
@@ -165,8 +165,6 @@ def _make(name: VariantName, plain: Path, limits: Limits, work: _Work) -> Varian
             return 0.0
         return sample.worst_accuracy_drop(work.runners.graph(candidate), heads, f"{name}: evaluation data")
 
-    if work.eval_data:
-        texts = work.eval_data.ids
     with _timed(f"variant {name} made", report) if name != "fp32" else nullcontext():
         path = make_variant(name, plain, work.run.model, work.ids, report, texts, accuracy_drop, work.runners.graph)
     counts = count_operators(onnx.load(str(path), load_external_data=False))

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -42,6 +42,7 @@ from .head_checks import compare_abstention, compare_prediction_sets, compare_pr
 from .layout import EMBEDDING_OUTPUT
 from .novelty import compare_novelty
 from .onnx_export import describe_graph, signature
+from .random_texts import RandomTexts
 from .runners import Outputs, Runner, SharedRunner, onnx_runner, run_all, torch_runner
 from .settings import Limits, Settings
 
@@ -117,9 +118,9 @@ def measure(  # noqa: PLR0917
         return checks
     graph = graph or SharedRunner(partial(onnx_runner, path))
     reference = reference or torch_runner(model)
-    random_texts = _RandomTexts(model)
-    texts: list[list[Ids]] = [[ids] for ids in golden]
-    batches = [pad(batch, model.config.pad_token_id) for batch in [*texts, *random_texts.ragged_batches()]]
+    random_texts = RandomTexts(model.config, seed=0)
+    texts: list[Sequence[Ids]] = [[ids] for ids in golden]
+    batches = [pad(batch, model.config.pad_token_id) for batch in (*texts, *random_texts.ragged_batches())]
     pairs = list(zip(*(run_all(runner, batches, len(batches)) for runner in (graph, reference)), strict=True))
     rows = eval_data.predict(graph, f"{path.name}: evaluation data") if eval_data else None
     evaluated = [(rows, eval_data.reference)] if eval_data and rows else []
@@ -179,29 +180,6 @@ def compare_signatures(
     return Check("names", len(pairs) - len(named), 0), Check("dims", sum(a != b for a, b in named), 0)
 
 
-class _RandomTexts:
-    """Random token ids, the same in every run."""
-
-    def __init__(self, model: PolyheadModel) -> None:
-        self._random = np.random.default_rng(0)
-        self.max_tokens = model.config.max_tokens
-        self.pad_token_id = model.config.pad_token_id
-        vocabulary = np.arange(model.config.backbone_config().vocab_size)
-        # RoBERTa treats a padding token inside a text as its end, whatever the attention mask says.
-        self._vocabulary = vocabulary[vocabulary != self.pad_token_id]
-
-    def texts(self, count: int, max_length: int) -> list[list[int]]:
-        """Returns ``count`` texts of 1 to ``max_length`` tokens."""
-        lengths = self._random.integers(1, min(max_length, self.max_tokens), size=count, endpoint=True)
-        return [self._random.choice(self._vocabulary, size=length).tolist() for length in lengths]
-
-    def ragged_batches(self) -> Iterator[list[Ids]]:
-        """Yields batches whose shapes reveal fixed dimensions: a single text, many texts, the longest text."""
-        for count, max_length in ((1, 3), (7, 33), (33, 7), (2, self.max_tokens)):
-            longest = self._random.choice(self._vocabulary, size=min(max_length, self.max_tokens)).tolist()
-            yield [*self.texts(count - 1, max_length), longest]
-
-
 def _compare_values(pairs: Sequence[tuple[Outputs, Outputs]], heads: Sequence[Head], limits: Limits) -> list[Check]:
     spreads = {head.output: head.spread for head in heads}
     differences = {
@@ -221,15 +199,15 @@ def _compare_values(pairs: Sequence[tuple[Outputs, Outputs]], heads: Sequence[He
 
 
 def _check_invariance(
-    graph: Runner, golden: Sequence[Ids], random_texts: _RandomTexts, heads: Sequence[Head], limits: Limits
+    graph: Runner, golden: Sequence[Ids], random_texts: RandomTexts, heads: Sequence[Head], limits: Limits
 ) -> list[Check]:
     """Compares the output for each golden text in a batch of its own with its output among others and padded."""
-    pad_token_id = random_texts.pad_token_id
+    max_tokens, pad_token_id = random_texts.config.max_tokens, random_texts.config.pad_token_id
     rows = [index % (_BATCH_MATES + 1) for index in range(len(golden))]
     batches = []
     for row, ids in zip(rows, golden, strict=True):
         mates = random_texts.texts(_BATCH_MATES, 2 * len(ids))
-        input_ids, mask = pad([ids, [0] * random_texts.max_tokens], pad_token_id)  # (2, T)
+        input_ids, mask = pad([ids, [0] * max_tokens], pad_token_id)  # (2, T)
         together = pad([*mates[:row], ids, *mates[row:]], pad_token_id)
         batches += [pad([ids], pad_token_id), together, (input_ids[:1], mask[:1])]
     outputs = list(run_all(graph, batches, len(batches)))

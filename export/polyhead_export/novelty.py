@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polyhead_bundle as bundle
 from numpy.typing import NDArray
 from polyhead_bundle import NOVELTY, Bundle, Check, HeadReference, Novelty, Reference
 
@@ -113,7 +112,7 @@ def compare_novelty(pairs: Sequence[tuple[Outputs, Outputs]], novelty: NoveltyMo
     return Check("novelty_difference", float(np.abs(novelty.score(ours) - novelty.score(theirs)).mean()), limit)
 
 
-def _read_matrix(path: Path, novelty: bundle.Novelty, dimensions: int) -> NDArray[np.float16]:
+def _read_matrix(path: Path, novelty: Novelty, dimensions: int) -> NDArray[np.float16]:
     try:
         matrix: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

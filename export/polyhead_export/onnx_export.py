@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx
 import torch
 from polyhead_bundle import Embedding, Tensor, external_data_name
+from polyhead_training.errors import first_line
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.model_types import output_width
 from torch import nn
@@ -35,7 +35,6 @@ _OPSET = 20
 MAX_PROTO_BYTES = 2**31 - 2**26
 # Bytes; smaller tensors stay in the graph when its weights are moved to another file.
 _MIN_EXTERNAL_TENSOR = 1024
-_MAX_RANDOM_TOKENS = 256
 # A path of two folders or more, a Python file (but a head may be named py: heads.py.layers), a line of a stack trace.
 _LOCAL_TRACE = re.compile(rb'(?:/[\w.+@-]+){2,}|[A-Za-z]:\\[\w.\\-]+|[\w-]+\.py(?![\w.])|File "')
 
@@ -104,16 +103,6 @@ def save_graph(proto: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def random_texts(config: PolyheadConfig, count: int) -> list[list[int]]:
-    """Returns texts of random tokens and random lengths, the same in every run, for use without evaluation data."""
-    random = np.random.default_rng(1)
-    vocabulary = np.arange(config.backbone_config().vocab_size)
-    # RoBERTa treats a padding token inside a text as its end, whatever the attention mask says.
-    vocabulary = vocabulary[vocabulary != config.pad_token_id]
-    lengths = random.integers(1, min(config.max_tokens, _MAX_RANDOM_TOKENS), size=count, endpoint=True)
-    return [random.choice(vocabulary, size=length).tolist() for length in lengths]
-
-
 def describe_graph(proto: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Returns the inputs and outputs of a graph, in order."""
     return tuple(map(_describe, proto.graph.input)), tuple(map(_describe, proto.graph.output))
@@ -165,8 +154,7 @@ def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
             return cast(Any, program).model_proto
     except torch.onnx.OnnxExporterError as error:
         # The cause holds the reason; the message of the error itself is a page about how to report it.
-        reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
-        raise GraphError(f"PyTorch cannot export the model: {reason}") from error
+        raise GraphError(f"PyTorch cannot export the model: {first_line(error.__cause__ or error)}") from error
 
 
 def _share_equal_weights(proto: onnx.ModelProto) -> None:

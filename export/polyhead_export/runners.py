@@ -174,11 +174,9 @@ def run_all(runner: Runner, batches: Iterable[Batch], total: int, description: s
                 yield outputs
 
 
-@contextmanager
-def worker_threads() -> Iterator[Executor]:
-    """Opens an executor with a thread for each CPU core that this process may use, at most 8."""
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS), "polyhead-export") as threads:
-        yield threads
+def worker_threads() -> ThreadPoolExecutor:
+    """Returns an executor with a thread for each CPU core that this process may use, at most 8."""
+    return ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS), "polyhead-export")
 
 
 def _closed() -> Runner:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import onnx
-import polyhead_bundle as bundle
 from polyhead_bundle import MANIFEST_NAME, Bundle, Manifest, Variant
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer
@@ -27,11 +27,11 @@ from . import gate
 from .errors import ContentError, GraphError
 from .fingerprints import compute_fingerprints
 from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
-from .novelty import novelty_model, require_novelty
+from .novelty import novelty_model
 from .onnx_export import describe_embedding, describe_graph, require_no_local_trace
 from .runners import SharedRunners, worker_threads
-from .settings import BATCH_INVARIANT, VARIANTS, Limits, Settings
-from .verify_without_torch import compare_golden, require_plain_tokenizer
+from .settings import BATCH_INVARIANT, Settings, VariantName
+from .verify_without_torch import compare_golden, load_checked
 
 DEFAULT_SETTINGS = Settings()
 # The ONNX standard's operators, and those that every onnxruntime includes.
@@ -54,11 +54,8 @@ def verify(path: Path, report: Callable[[str], None], settings: Settings = DEFAU
         ContentError: A file does not match the manifest.
         GateError: A variant does not match the trained model.
     """
-    found = bundle.load(path)
+    found = load_checked(path, report)
     manifest = found.manifest
-    report(f"{found.model_id}: {len(manifest.files)} files are unchanged")
-    require_plain_tokenizer(found.file(TOKENIZER))
-    require_novelty(found)
     files = {name: found.file(variant.file) for name, variant in manifest.variants.items()}
     for name, file in files.items():
         require_graph(file, manifest, manifest.variants[name])
@@ -89,7 +86,7 @@ def _run_gate(  # noqa: PLR0917
     novelty = novelty_model(found.path, manifest.novelty, manifest.embedding.dimensions)
     for name, file in files.items():
         started = time.monotonic()
-        limits = _limits_of(found, name, settings)
+        limits = settings.limits_of(cast(VariantName, name))
         if manifest.variants[name].batch_invariant != (name in BATCH_INVARIANT):
             raise ContentError(found.path / MANIFEST_NAME, f"variants.{name}.batch_invariant: is wrong for {name}")
         texts = [golden.text for golden in manifest.variants[name].golden]
@@ -173,13 +170,6 @@ def require_fingerprints(found: Bundle, variant: str, model: PolyheadModel) -> N
     if actual != expected:
         reason = f"variants.{variant}.fingerprints: is {actual}, should be {expected}"
         raise ContentError(found.path / MANIFEST_NAME, reason)
-
-
-def _limits_of(found: Bundle, variant: str, settings: Settings) -> Limits:
-    if variant not in VARIANTS:
-        known = ", ".join(VARIANTS)
-        raise ContentError(found.path / MANIFEST_NAME, f"variants: {variant!r} is not one of {known}")
-    return settings.limits_of(variant)
 
 
 def _external_files(graph: onnx.GraphProto) -> set[str]:

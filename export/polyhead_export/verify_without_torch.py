@@ -37,16 +37,10 @@ def verify_without_torch(path: Path, report: Callable[[str], None]) -> Bundle:
         BundleError: The directory is not a bundle, or one of its files was changed.
         ContentError: A file does not match the manifest, or a graph does not reproduce the golden outputs.
     """
-    found = bundle.load(path)
+    found = load_checked(path, report)
     manifest = found.manifest
-    report(f"{found.model_id}: {len(manifest.files)} files are unchanged")
-    require_plain_tokenizer(found.file(TOKENIZER))
-    require_novelty(found)
     tokenizer = load_tokenizer(found.file(TOKENIZER))
     for name, variant in manifest.variants.items():
-        if name not in GOLDEN_LIMITS:
-            known = ", ".join(GOLDEN_LIMITS)
-            raise ContentError(found.path / MANIFEST_NAME, f"variants: {name!r} is not one of {known}")
         file = found.file(variant.file)
         texts = [golden.text for golden in variant.golden]
         ids = list(encode(tokenizer, texts, manifest.max_tokens))
@@ -62,6 +56,23 @@ def verify_without_torch(path: Path, report: Callable[[str], None]) -> Bundle:
                 file, f"does not reproduce the golden outputs: off by {check.value:.2g}, tolerance {check.limit:.2g}"
             )
         report(f"variant {name}: {len(ids)} golden texts, off by at most {check.value:.2g}")
+    return found
+
+
+def load_checked(path: Path, report: Callable[[str], None]) -> Bundle:
+    """Loads a bundle and checks its tokenizer, its novelty and the names of its variants.
+
+    Raises:
+        BundleError: The directory is not a bundle, or one of its files was changed.
+        ContentError: A file does not match the manifest, or a variant is unknown.
+    """
+    found = bundle.load(path)
+    report(f"{found.model_id}: {len(found.manifest.files)} files are unchanged")
+    require_plain_tokenizer(found.file(TOKENIZER))
+    require_novelty(found)
+    if unknown := [name for name in found.manifest.variants if name not in GOLDEN_LIMITS]:
+        known = ", ".join(GOLDEN_LIMITS)
+        raise ContentError(found.path / MANIFEST_NAME, f"variants: {unknown[0]!r} is not one of {known}")
     return found
 
 

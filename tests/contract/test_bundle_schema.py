@@ -10,12 +10,12 @@ from typing import Any
 import polyhead_bundle
 import pytest
 from polyhead_bundle import FORMAT_VERSION
-from polyhead_export.bundle_schema import SCHEMA_NAME, manifest_schema, render
+from polyhead_export.bundle_schema import manifest_schema, render
 
 from tests.support.small_bundle import EVERY_KIND, write_demo_bundle
 
-COMMITTED = Path(polyhead_bundle.__file__).parent / SCHEMA_NAME
-STALE = f"run: python -m polyhead_export.bundle_schema > bundle/polyhead_bundle/{SCHEMA_NAME}"
+COMMITTED = Path(polyhead_bundle.__file__).parent / "bundle.schema.json"
+STALE = "run: python -m polyhead_export.bundle_schema > bundle/polyhead_bundle/bundle.schema.json"
 
 
 @pytest.fixture

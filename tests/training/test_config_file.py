@@ -165,6 +165,14 @@ def test_overrides_replace_fields_by_dotted_keys(path: Path) -> None:
         ("training.stages.last.epochs=1", "refers to a field that does not exist"),
         ("name.first=1", "refers to a field that does not exist"),
         ("training.bach_size=1", "training.bach_size: is not a valid field: did you mean batch_size"),
+        (
+            "training.heads.prediction_sets.cover=0.9",
+            "prediction_sets.cover: is not a valid field: did you mean coverage",
+        ),
+        (
+            "model.heads=[{name='topic', kind='softmax', prediction_sets={cover=0.9}}]",
+            "model.heads.0.prediction_sets.cover: is not a valid field: did you mean coverage",
+        ),
     ],
 )
 def test_override_of_a_missing_field_is_rejected(path: Path, override: str, message: str) -> None:

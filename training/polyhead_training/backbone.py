@@ -29,9 +29,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .checkpoint_tokenizer import open_tokenizer
 from .config import Config
-from .errors import BackboneError, HubError
+from .errors import BackboneError, HubError, first_line
 from .structure import EXAMPLES, FAMILIES, LayoutError, empty_backbone, find_layers, usable_positions
-from .weights import WeightsError, describe_foreign_content, first_line, read_entries, require_full_checkpoint
+from .weights import WeightsError, describe_foreign_content, read_entries, require_full_checkpoint
 
 # Pickled weights run code when they are loaded, so they are not even downloaded.
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]

@@ -19,9 +19,9 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from .errors import BackboneError
+from .errors import BackboneError, first_line
 from .tokenization import configured, load_tokenizer, textless_ids
-from .weights import describe_foreign_content, first_line
+from .weights import describe_foreign_content
 
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"

@@ -16,13 +16,13 @@ from typing import Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from .abstain_config import AbstainConfig
-from .config_section import Section, require
+from .config_section import Section, one_path_is_a_list, require
 from .embedding_config import EmbeddingSourceConfig, RetrievalConfig, faults_of_embedding
 from .errors import ConfigError
 from .model_config import DEFAULT_HEADS, ModelConfig
 from .model_types import ABSTAINING_KINDS
 from .recipes import contradictions, with_recipe
-from .suggestions import did_you_mean
+from .suggestions import did_you_mean, spelling_hint
 from .training_config import TrainingConfig
 
 # Prefix of the names of hub datasets among the sources of rows.
@@ -69,10 +69,7 @@ class DataConfig(Section):
     sampling_temperature: float = Field(default=2.0, ge=1)
     """Temperature of temperature sampling: 1 equals proportional; higher values favor small sources."""
 
-    @field_validator("train", "validation", "test", "similarity", mode="before")
-    @classmethod
-    def _one_path_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    _paths_are_lists = field_validator("train", "validation", "test", "similarity", mode="before")(one_path_is_a_list)
 
     @model_validator(mode="after")
     def _validation_comes_from_one_place(self) -> Self:
@@ -204,14 +201,13 @@ class Config(Section):
         reasons = []
         prompt, prompts = self.data.prompt, sorted(self.model.prompts)
         if prompt is not None and prompt not in prompts:
-            hint = f"; {did_you_mean(prompt, prompts)}" if did_you_mean(prompt, prompts) else ""
             known = f"only {', '.join(prompts)}" if prompts else "none"
+            hint = spelling_hint(prompt, prompts)
             reasons.append(f"data.prompt is {prompt!r}, but model.prompts has {known}{hint}")
         for field, name in references:
             if name not in names:
-                hint = f"; {did_you_mean(name, names)}" if did_you_mean(name, names) else ""
                 known = f"model.heads has only {', '.join(names)}" if names else "model.heads is empty"
-                reasons.append(f"{field} refers to head {name!r}, but {known}{hint}")
+                reasons.append(f"{field} refers to head {name!r}, but {known}{spelling_hint(name, names)}")
         reasons += self._doubt_faults()
         if self.data.text in [head.field for head in self.model.heads]:
             reasons.append(f"data.text and a head's field are both {self.data.text!r}: they must differ")

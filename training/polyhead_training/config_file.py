@@ -15,12 +15,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .abstain_config import AbstainConfig
+from .abstain_config import AbstainConfig, PredictionSetsConfig
 from .config import Config, DataConfig
 from .embedding_config import EmbeddingSourceConfig, RetrievalConfig
 from .errors import ConfigError
 from .model_config import HeadConfig, ModelConfig
-from .suggestions import closest, did_you_mean
+from .suggestions import closest, spelling_hint
 from .training_config import HeadsConfig, StageConfig, TrainingConfig
 
 # Class of each section, by the section's dotted name without list indices.
@@ -33,7 +33,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "training.stages": StageConfig,
     "training.heads": HeadsConfig,
     "training.heads.abstain": AbstainConfig,
+    "training.heads.prediction_sets": PredictionSetsConfig,
     "model.heads.abstain": AbstainConfig,
+    "model.heads.prediction_sets": PredictionSetsConfig,
     # Last: an unknown field is more likely one of the sections above.
     "data.embedding": EmbeddingSourceConfig,
     "data.retrieval": RetrievalConfig,
@@ -272,9 +274,8 @@ def _reason(error: ErrorDetails) -> str:
         return error["msg"].removeprefix("Value error, ")
     hint = _description(fields, names)
     allowed = re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
-    question = did_you_mean(str(error["input"]), allowed)
     description = f" ({hint.removesuffix('.')})" if hint else ""
-    return f"{error['input']!r}: {error['msg']}{'; ' if question else ''}{question}{description}"
+    return f"{error['input']!r}: {error['msg']}{spelling_hint(str(error['input']), allowed)}{description}"
 
 
 def _suggestion(name: str, fields: Any) -> str:

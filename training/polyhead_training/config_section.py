@@ -17,6 +17,11 @@ class Section(BaseModel):
 _Value = TypeVar("_Value")
 
 
+def one_path_is_a_list(value: object) -> object:
+    """Converts a path into a list of paths, before a field is validated."""
+    return (value,) if isinstance(value, str) else value
+
+
 def require(value: _Value, reasons: Sequence[str]) -> _Value:
     """Returns a valid value.
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .config_section import Section
-from .suggestions import did_you_mean
+from .config_section import Section, one_path_is_a_list, require
+from .suggestions import spelling_hint
 
 EmbeddingKind = Literal["scored_pairs", "pairs", "triplets"]
 EmbeddingLoss = Literal["cosent", "cosine", "ranking", "symmetric_ranking"]
@@ -27,10 +27,6 @@ LOSSES: Mapping[EmbeddingKind, tuple[EmbeddingLoss, ...]] = {
 }
 # The name of a source becomes a key of the metrics.
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-def _one_path_is_a_list(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
 
 
 class EmbeddingSourceConfig(Section):
@@ -64,7 +60,7 @@ class EmbeddingSourceConfig(Section):
     """Lowest and highest score that a row may have; the loss cosine maps them to the cosines 0 and 1. Default: the
     lowest and the highest score of the source."""
 
-    _files_are_a_list = field_validator("files", mode="before")(_one_path_is_a_list)
+    _files_are_a_list = field_validator("files", mode="before")(one_path_is_a_list)
 
     @property
     def text_fields(self) -> tuple[str, ...]:
@@ -101,9 +97,7 @@ class EmbeddingSourceConfig(Section):
                 reasons.append(f"score_range applies to kind 'scored_pairs' alone, not {self.kind!r}: remove it")
             elif not self.score_range[0] < self.score_range[1]:
                 reasons.append(f"score_range {list(self.score_range)}: the first value must be below the second")
-        if reasons:
-            raise ValueError("\n".join(reasons))
-        return self
+        return require(self, reasons)
 
 
 class RetrievalConfig(Section):
@@ -134,7 +128,7 @@ class RetrievalConfig(Section):
             raise ValueError(f"prompts {list(prompts)}: name two, of the queries and of the documents, '' for none")
         return prompts
 
-    _files_are_lists = field_validator("corpus", "queries", "qrels", mode="before")(_one_path_is_a_list)
+    _files_are_lists = field_validator("corpus", "queries", "qrels", mode="before")(one_path_is_a_list)
 
 
 def source_names(sources: tuple[EmbeddingSourceConfig, ...]) -> list[str]:
@@ -158,9 +152,8 @@ def faults_of_embedding(
             for name in part.prompts:
                 if name and name not in prompts:
                     known = f"model.prompts has only {', '.join(prompts)}" if prompts else "model.prompts is empty"
-                    hint = did_you_mean(name, list(prompts))
                     field = f"data.{section}.{index}.prompts"
-                    yield f"{field} names {name!r}, but {known}{'; ' if hint else ''}{hint}"
+                    yield f"{field} names {name!r}, but {known}{spelling_hint(name, prompts)}"
 
 
 def _stem(path: str) -> str:

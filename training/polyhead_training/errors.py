@@ -25,6 +25,11 @@ from polyhead_rows import Problem
 _MAX_LINES = 20
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its type when the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class TrainingError(Exception):
     """Base class of the errors that polyhead_training raises."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .data.collation import EncodedRows
 from .model import Outputs, PolyheadModel, TextVectors
-from .runs.checkpoint import replace_file
+from .runs.checkpoint import replace_file, replacing
 from .terminal import Report, progress_bar
 from .units import format_duration, format_size
 
@@ -76,12 +76,9 @@ class SharedVectors:
         if not new or values[new].nbytes > self._left:
             return
         self._folder.mkdir(exist_ok=True)
-        path = self._folder / f"{len(self._vectors):012}.npz"
-        partial = path.with_name(path.name + ".partial")
         found = [keys[number] for number in new]
-        with partial.open("wb") as stream:
+        with replacing(self._folder / f"{len(self._vectors):012}.npz") as stream:
             np.savez(stream, keys=np.frombuffer(b"".join(found), np.uint8).reshape(len(found), -1), values=values[new])
-        replace_file(partial, path)
         self._keep(found, values[new])
 
     def get(self, precision: str, rows: EncodedRows) -> NDArray[np.float32] | None:
@@ -211,10 +208,8 @@ class FeatureCache:
     def _compute(self, path: Path, split: str, rows: EncodedRows, precision: str) -> None:
         start = time.monotonic()
         if self.shared and (known := self.shared.get(precision, rows)) is not None:
-            partial = path.with_name(path.name + ".partial")
-            with partial.open("wb") as stream:
+            with replacing(path) as stream:
                 np.save(stream, known)
-            replace_file(partial, path)
             return
 
         def encode(numbers: Sequence[int]) -> Tensor:

@@ -110,3 +110,10 @@ def metric_tables(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[lis
 def show(value: float | None) -> str:
     """Formats a metric."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def show_spread(summary: Mapping[str, Any] | None) -> str:
+    """Formats the mean and the standard deviation of a metric over several runs."""
+    if summary is None:
+        return "-"
+    return show(summary["mean"]) + ("" if summary["sd"] is None else f" ± {summary['sd']:.4f}")

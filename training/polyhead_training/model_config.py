@@ -17,7 +17,7 @@ from .model_types import (
     PoolingKind,
     output_names,
 )
-from .suggestions import did_you_mean, folded
+from .suggestions import folded, spelling_hint
 
 # The name of a head becomes part of an ONNX output name and a JSON key.
 HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -112,8 +112,7 @@ class HeadConfig(Section):
         if isinstance(self.class_weights, dict) and labels is not None:
             for label in self.class_weights:
                 if label not in labels:
-                    hint = did_you_mean(label, labels)
-                    known = f"labels has only {', '.join(labels)}{'; ' if hint else ''}{hint}"
+                    known = f"labels has only {', '.join(labels)}{spelling_hint(label, labels)}"
                     reasons.append(f"class_weights has the label {label!r}, but {known}")
         return require(self, reasons)
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from polyhead_training.evaluation.scoring import selection_score
 from polyhead_training.evaluation.spread import spread
 from polyhead_training.reporting.model_card import write_card
 from polyhead_training.reporting.report import write_report
-from polyhead_training.runs.in_progress import IDENTITY_NAME, Identity, ResumePolicy, difference
+from polyhead_training.runs.in_progress import IDENTITY_NAME, Identity, ResumePolicy, read_json, require_same
 from polyhead_training.runs.run_directory import (
     EVALUATION_NAME,
     LABEL_NOISE_NAME,
@@ -47,7 +46,7 @@ from . import train
 from .config import Config
 from .errors import ConfigError, ResumeError, StorageError
 from .features import SharedVectors
-from .measures import measures_of
+from .measures import measures_of, show_spread
 from .model_config import HeadConfig
 from .terminal import Report, format_table
 
@@ -109,7 +108,7 @@ class Repeats:
             for index, (seed, name) in enumerate(names.items()):
                 self.report(f"seed {seed}, run {index + 1} of {seeds}")
                 self._train(_with_training(self.config, seed=seed), folder / name, self.data, describe=index == 0)
-            evaluations = {seed: _read(folder / name / EVALUATION_NAME) for seed, name in names.items()}
+            evaluations = {seed: read_json(folder / name / EVALUATION_NAME) for seed, name in names.items()}
             embedding = bool(self.config.data.embedding)
             scores = {
                 seed: -math.inf if (score := selection_score(found, teaches_embedding=embedding)) is None else score
@@ -145,13 +144,13 @@ class Repeats:
             self.report(f"final run on all {len(rows):,} rows")
             config = _with_training(self.config, select="last")
             self._train(config, folder / "final", final, split=representative, describe=True)
-            scores = _read(folder / "final" / EVALUATION_NAME)["validation"]
+            scores = read_json(folder / "final" / EVALUATION_NAME)["validation"]
             # Regression heads have none.
             temperatures = {name: one["temperature"] for name, one in scores.items() if "temperature" in one}
             noise = label_noise(self.data.heads, split, temperatures)
             for name, found in noise.items():
                 self.report(f"head {name!r}: {found['found']:,} of {found['rows']:,} labels are likely mistakes")
-            evaluations = [_read(folder / f"fold-{fold + 1}.json") for fold in range(folds)]
+            evaluations = [read_json(folder / f"fold-{fold + 1}.json") for fold in range(folds)]
             content: dict[str, Any] = {"folds": folds, "spread": spread(evaluations)}
             self.report(table(content["spread"], self.data.heads))
             write_json(folder / "final" / LABEL_NOISE_NAME, noise)
@@ -181,7 +180,8 @@ class Repeats:
             contradiction = "and --folds: every fold is validation once; remove it"
             fraction = self.config.data.validation_fraction
             raise self.config.error("data.validation_fraction", f"{fraction} {contradiction}")
-        rows = sorted([*self.data.train, *(self.data.validation if self._splits else ())], key=_position)
+        found = (*self.data.train, *(self.data.validation if self._splits else ()))
+        rows = sorted(found, key=lambda row: (row.source, row.line))
         sets = duplicate_sets([row.text for row in rows])
         if reason := require_sets(sets, folds):
             raise ConfigError(self.config.source, "--folds", reason)
@@ -270,7 +270,7 @@ class Repeats:
         """Makes a complete run, with what the other runs add to it, the run directory."""
         with staged_run(self.destination) as staging:
             shutil.copytree(run, staging, dirs_exist_ok=True)
-            write_json(staging / REPEATS_NAME, {**content, "identity": _read(run.parent / IDENTITY_NAME)})
+            write_json(staging / REPEATS_NAME, {**content, "identity": read_json(run.parent / IDENTITY_NAME)})
             write_report(staging)
             write_card(staging)
 
@@ -287,7 +287,7 @@ def table(found: Mapping[str, Any], heads: Sequence[HeadConfig]) -> str:
         for head in heads:
             if metrics := found.get(split, {}).get(head.name):
                 keys = measures_of({"kind": head.kind}).keys
-                values = [_format(metrics.get(key)) for key in keys.values()]
+                values = [show_spread(metrics.get(key)) for key in keys.values()]
                 tables.setdefault(tuple(keys), []).append([split, head.name, *values])
     return "\n".join(
         format_table(["split", "head", *(f"{title}, mean ± sd" for title in titles)], rows)
@@ -295,32 +295,14 @@ def table(found: Mapping[str, Any], heads: Sequence[HeadConfig]) -> str:
     )
 
 
-def _format(summary: Mapping[str, Any] | None) -> str:
-    if summary is None:
-        return "-"
-    return f"{summary['mean']:.4f}" + ("" if summary["sd"] is None else f" ± {summary['sd']:.4f}")
-
-
 def _with_training(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
-
-
-def _position(row: Row) -> tuple[int, int]:
-    """Returns the place of a training row in its files."""
-    return row.source, row.line
 
 
 def _reason(score: float) -> str:
     if math.isfinite(score):
         return f", mean score {score:.4f} on validation"
     return ", the first, as validation has no labelled rows to choose by"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ResumeError(path, f"cannot be read ({error}); start again with --restart") from None
 
 
 def _identity(config: Config, data: Data, max_steps: int | None) -> Identity:
@@ -331,7 +313,7 @@ def _identity(config: Config, data: Data, max_steps: int | None) -> Identity:
 
 def _completed(target: Path) -> Identity | None:
     path = target / REPEATS_NAME
-    found = _read(path).get("identity") if path.is_file() else None
+    found = read_json(path).get("identity") if path.is_file() else None
     return dict(found) if found else None
 
 
@@ -344,8 +326,7 @@ def _prepare(folder: Path, identity: Identity, policy: ResumePolicy) -> None:
         reason = "contains runs in progress: continue them with --resume, or discard them with --restart"
         raise ResumeError(folder, reason)
     if path.exists() and policy == "resume":
-        if found := difference(_read(path), identity):
-            raise ResumeError(folder, f"was started with {found}: use the same inputs, or discard it with --restart")
+        require_same(folder, read_json(path), identity)
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

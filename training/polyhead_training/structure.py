@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-from .weights import WeightsError, first_line
+from .errors import first_line
+from .weights import WeightsError
 
 # Encoders of texts in transformers: the families that it trains by masked language modeling.
 FAMILIES = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) & frozenset(MODEL_MAPPING_NAMES)

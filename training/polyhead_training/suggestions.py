@@ -36,6 +36,12 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return "" if found is None else f"did you mean {found!r}?"
 
 
+def spelling_hint(name: str, candidates: Iterable[str]) -> str:
+    """Returns ``; did you mean 'x'?``, the end of a message, or an empty string if no candidate is similar."""
+    question = did_you_mean(name, candidates)
+    return question and f"; {question}"
+
+
 def shown(value: object) -> str:
     """Formats a value of a file for a message: as Python would, shortened, with invisible characters escaped."""
     # reprlib bounds the depth and the size of nested values.

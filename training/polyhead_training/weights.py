@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from .errors import first_line
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # Prefixes that torch.compile, DataParallel and DistributedDataParallel, FSDP and activation checkpointing add to names.
@@ -177,11 +179,6 @@ def describe_foreign_content(path: Path) -> tuple[str, str] | None:
         hint = "load it where you trust it and write safetensors with save_pretrained"
         return f"{path.name} is an archive or a pickle, which is never read", hint
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message; the name of its type when the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from polyhead_training.backbone import Backbone
 from polyhead_training.checkpoint_tokenizer import control_tokens, input_tokens
+from polyhead_training.errors import first_line
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.tokenization import encode, unread_texts
-from polyhead_training.weights import WeightsError, first_line
+from polyhead_training.weights import WeightsError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer

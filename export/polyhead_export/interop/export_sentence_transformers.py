@@ -27,17 +27,10 @@ from tokenizers import Tokenizer
 from polyhead_export.errors import ExportError
 from polyhead_export.onnx_export import describe_embedding
 
+from .modules import POOLING_KEYS
+
 _POOLING = "1_Pooling"
 _NORMALIZE = "2_Normalize"
-# Keys of the format up to sentence-transformers 5.3, which every reader supports.
-_POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 _CARD_DATA = ModelCardData(
     library_name="sentence-transformers",
     pipeline_tag="sentence-similarity",
@@ -233,7 +226,7 @@ def _write_modules(config: PolyheadConfig, pooling: str, folder: Path) -> None:
     for path in kinds:
         (folder / path).mkdir(exist_ok=True)
     size = int(config.backbone_config().hidden_size)
-    modes = {key: mode == pooling for key, mode in _POOLING_MODES.items()}
+    modes = {key: mode == pooling for key, mode in POOLING_KEYS.items()}
     write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": size, **modes, "include_prompt": True})
     if config.normalize:
         # Git and some archive formats drop an empty folder.

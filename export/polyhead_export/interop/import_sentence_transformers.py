@@ -29,17 +29,9 @@ from .checkpoint import (
     require_same_tokens,
     token_limit,
 )
-from .modules import Layer, load_layers, read_layer, read_modules, require_supported
+from .modules import POOLING_KEYS, Layer, load_layers, read_layer, read_modules, require_supported
 from .setfit import LinearHead, load_head
 
-_POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 # Names of one release of sentence-transformers for another's.
 _POOLING_ALIASES = {"mean_sqrt_len_tokens": "mean_sqrt_len"}
 # Settings of a Transformer module and the only value that can be imported; every other setting changes the embedding.
@@ -171,12 +163,12 @@ def _read_pooling(reference: str, folder: Path) -> str:
     settings = read_module_settings(reference, folder / "config.json")
     if not settings.get("include_prompt", True):
         raise CheckpointError(reference, "its pooling excludes prompts (include_prompt)", "choose another checkpoint")
-    configured = settings.get("pooling_mode") or [mode for key, mode in _POOLING_KEYS.items() if settings.get(key)]
+    configured = settings.get("pooling_mode") or [mode for key, mode in POOLING_KEYS.items() if settings.get(key)]
     # sentence-transformers defaults to the mean.
     modes = [configured] if isinstance(configured, str) else list(configured) or ["mean"]
     modes = [_POOLING_ALIASES.get(mode, mode) for mode in map(str, modes)]
-    if unknown := [mode for mode in modes if mode not in _POOLING_KEYS.values()]:
-        supported = ", ".join(_POOLING_KEYS.values())
+    if unknown := [mode for mode in modes if mode not in POOLING_KEYS.values()]:
+        supported = ", ".join(POOLING_KEYS.values())
         raise CheckpointError(reference, f"its pooling is {unknown[0]}", f"supported are {supported}")
     return "+".join(modes)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from huggingface_hub import HfApi
 from polyhead_bundle import Bundle
+from polyhead_training.errors import first_line
 
 from polyhead_export.errors import ExportError
 
@@ -58,5 +59,4 @@ def _map_errors(repository: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # errors of the library, and of the HTTP client that it uses
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PushError(repository, f"{reason}; log in with `hf auth login`") from error
+        raise PushError(repository, f"{first_line(error)}; log in with `hf auth login`") from error

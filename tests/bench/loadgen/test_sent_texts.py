@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness.texts import write_texts
-from bench.loadgen.launch import run_load, run_loads
+from bench.loadgen.launch import figures_of, run_load, run_loads, start_load
 from tests.support.demo import ROOT
 from tests.support.fake_server import FakeServicer, serve_fake
 
@@ -111,3 +111,9 @@ def test_clients_of_the_comparison_send_the_same_texts_as_the_load_generator(ser
 def test_zipf_repeats_texts(server: FakeServicer, texts: Path) -> None:
     run_load(server.target, texts, SECONDS, ("--zipf", "1.1", "--distinct", "10"))
     assert len(set(received(server))) <= 10 < len(received(server))
+
+
+def test_load_generator_that_fails_ends_the_wait_for_its_load(tmp_path: Path) -> None:
+    client = start_load("127.0.0.1:1", tmp_path / "missing.jsonl", 1.0, (), lambda: 0.0)
+    with pytest.raises(SystemExit, match="the load generator failed"):
+        figures_of(client)

@@ -15,10 +15,10 @@ from polyhead_export.cli import VARIANT_NAMES
 from polyhead_export.errors import FusionError, SettingsError
 from polyhead_export.export import export
 from polyhead_export.layout import EMBEDDING_OUTPUT, GRAPHS
-from polyhead_export.onnx_export import random_texts
 from polyhead_export.quantization.fusion import count_operators, fuse_attention
 from polyhead_export.quantization.smoothquant import collect_absmax, fold_biases, quantize
 from polyhead_export.quantization.variants import make_variant
+from polyhead_export.random_texts import RandomTexts
 from polyhead_export.runners import onnx_runner
 from polyhead_export.settings import VARIANTS, Settings, read_settings
 from polyhead_export.verify import verify
@@ -38,6 +38,10 @@ def _make(model: PolyheadModel, folder: Path, name: str) -> tuple[Path, Path]:
     plain = folder / "model.onnx"
     write_graph(model, plain)
     return plain, make_variant(name, plain, model, GOLDEN, ignore)  # type: ignore[arg-type]
+
+
+def _random_texts(model: PolyheadModel, count: int) -> list[list[int]]:
+    return RandomTexts(model.config, seed=1).texts(count, 256)
 
 
 def _embed(path: Path, *texts: list[int]) -> np.ndarray:
@@ -78,7 +82,7 @@ def test_int8_is_close_to_fp32_and_batch_invariant(tmp_path: Path, family: str) 
     # The models of test_onnx_export, which need not be traced again.
     model = make_model(family, **({"pooling": "cls", "embedding_pooling": "cls"} if family == "distilbert" else {}))
     plain, integers = _make(model, tmp_path, "int8")
-    texts = random_texts(model.config, 9)
+    texts = _random_texts(model, 9)
     for text in texts:
         expected, alone = _embed(plain, text)[0], _embed(integers, text)[0]
         assert expected @ alone > 0.999
@@ -89,7 +93,7 @@ def test_int8_is_close_to_fp32_and_batch_invariant(tmp_path: Path, family: str) 
 
 def test_int8_is_calibrated_on_real_texts_if_available(model: PolyheadModel, tmp_path: Path) -> None:
     write_graph(model, tmp_path / "model.onnx")
-    texts = random_texts(model.config, 400)[200:]
+    texts = _random_texts(model, 400)[200:]
     lines: list[str] = []
     made = []
     for real in ([], texts[:3], texts):
@@ -129,7 +133,7 @@ def test_folded_biases_do_not_change_outputs(tmp_path: Path) -> None:
     assert (
         count_operators(folded)["Add"] < count_operators(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))["Add"]
     )
-    for text in random_texts(model.config, 5):
+    for text in _random_texts(model, 5):
         np.testing.assert_allclose(
             _embed(tmp_path / "folded.onnx", text), _embed(tmp_path / "model.onnx", text), atol=1e-5
         )
@@ -176,7 +180,7 @@ def test_attention_that_is_not_fused_is_quantized_per_token(
     assert counted["com.microsoft.MatMulIntegerToFloat"] == 12
     # Scores and weighted values of two layers, which are no linear layers.
     assert counted["MatMul"] == 4
-    for text in random_texts(model.config, 5):
+    for text in _random_texts(model, 5):
         assert _embed(path, text)[0] @ _embed(tmp_path / "model.onnx", text)[0] > 0.999
 
 

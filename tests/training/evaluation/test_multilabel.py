@@ -87,7 +87,7 @@ def test_intervals_contain_the_metrics() -> None:
 
 def test_resampled_metrics_equal_the_metrics_of_the_drawn_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "polyhead_training.evaluation.multilabel.resamples", lambda rows, seed: [np.ones((1, rows), np.float32)]
+        "polyhead_training.evaluation.metrics.resamples", lambda rows, seed: [np.ones((1, rows), np.float32)]
     )
     found = _score(*_noisy(60))
     for name, interval in found.intervals.items():

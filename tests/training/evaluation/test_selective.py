@@ -12,7 +12,6 @@ from polyhead_training.evaluation.selective import (
     Promise,
     confident_answers,
     fit_promise,
-    score_abstention,
     selective_score,
 )
 from scipy import stats
@@ -150,9 +149,3 @@ def test_confidence_is_the_probability_of_the_prediction() -> None:
 def test_rows_without_a_label_count_for_nothing() -> None:
     found = confident_answers("softmax", np.eye(3), np.array([0, UNLABELLED, 1]))
     assert found.correct.tolist() == [True, False]
-
-
-def test_head_without_a_promise_is_not_scored() -> None:
-    logits, targets = np.eye(3), np.arange(3)
-    assert score_abstention("softmax", logits, targets, None) is None
-    assert score_abstention("multilabel", logits, logits, Promise(0.9, 0.95, 0.5, 0.9, 0.5, 9, [])) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class EncodedRows:
 
     def by_length(self, size: int) -> list[list[int]]:
         """Splits all row numbers into batches of ``size``, the longest rows first."""
-        order = sorted(range(len(self)), key=self._length, reverse=True)
+        order = sorted(range(len(self)), key=lambda row: len(self.ids[row]), reverse=True)
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def labelled(self) -> list[int]:
@@ -83,9 +83,6 @@ class EncodedRows:
         for ids in self.ids:
             found.update(array("q", [len(ids), *ids]))
         return found.hexdigest()
-
-    def _length(self, row: int) -> int:
-        return len(self.ids[row])
 
 
 def encode_rows(  # noqa: PLR0917
@@ -106,11 +103,13 @@ def encode_rows(  # noqa: PLR0917
         pad_token_id: Token that pads the shorter rows of a batch.
         prefix: Text before every text.
     """
-    counted = list(encode_counted(tokenizer, [prefix + row.text for row in rows], max_tokens))
-    return EncodedRows(
-        ids=[ids for ids, _ in counted],
-        labels=Targets.encode([row.labels for row in rows], heads),
-        pad_token_id=pad_token_id,
-        sources=[row.source for row in rows],
-        tokens=[tokens for _, tokens in counted],
-    )
+    encoded = encode_texts([prefix + row.text for row in rows], tokenizer, max_tokens, pad_token_id)
+    labels = Targets.encode([row.labels for row in rows], heads)
+    return replace(encoded, labels=labels, sources=[row.source for row in rows])
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, pad_token_id: int) -> EncodedRows:
+    """Converts texts into rows without answers; takes the same arguments as ``encode_rows``."""
+    counted = list(encode_counted(tokenizer, texts, max_tokens))
+    ids, tokens = [ids for ids, _ in counted], [tokens for _, tokens in counted]
+    return EncodedRows(ids, Targets((), len(ids)), pad_token_id, sources=[0] * len(ids), tokens=tokens)

@@ -101,36 +101,25 @@ def duplicate_sets(texts: Sequence[str]) -> list[int]:
     Returns:
         For each text, the smallest number of a text in its set; its own for a text without duplicates.
     """
+    from scipy.cluster.hierarchy import DisjointSet  # takes a second to import
+
     normalized = [normalize(text) for text in texts]
-    sets = _Sets(len(texts))
+    sets = DisjointSet(range(len(texts)))
     for numbers in groups(normalized):
         for number in numbers[1:]:
-            sets.join(numbers[0], number)
+            sets.merge(numbers[0], number)
     for bands in signatures(normalized).T.tolist():
         buckets: dict[int, list[int]] = defaultdict(list)
         for number, key in enumerate(bands):
             others = buckets[key][:_MAX_BUCKET_TEXTS] if key else []
             for other in others:
-                if sets.root(other) != sets.root(number) and _near(normalized[other], normalized[number]):
-                    sets.join(other, number)
+                if not sets.connected(other, number) and _near(normalized[other], normalized[number]):
+                    sets.merge(other, number)
             buckets[key].append(number)
-    return [sets.root(number) for number in range(len(texts))]
-
-
-class _Sets:
-    """Disjoint sets of the numbers below a count, at first of one number each; the smallest is the root of a set."""
-
-    def __init__(self, count: int) -> None:
-        self._parents = list(range(count))
-
-    def root(self, number: int) -> int:
-        while self._parents[number] != number:
-            number = self._parents[number] = self._parents[self._parents[number]]
-        return number
-
-    def join(self, first: int, second: int) -> None:
-        low, high = sorted((self.root(first), self.root(second)))
-        self._parents[high] = low
+    smallest: dict[int, int] = {}
+    for found in sets.subsets():
+        smallest |= dict.fromkeys(found, min(found))
+    return [smallest[number] for number in range(len(texts))]
 
 
 def signatures(texts: Sequence[str]) -> Signatures:

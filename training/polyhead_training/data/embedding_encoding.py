@@ -20,7 +20,7 @@ from polyhead_training.config import Config
 from polyhead_training.embedding_config import EmbeddingSourceConfig
 from polyhead_training.suggestions import folded
 
-from .collation import EncodedRows, encode_rows
+from .collation import EncodedRows, encode_texts
 from .dataset import Row
 from .embedding_data import EmbeddingRow, EmbeddingSource
 from .retrieval_data import RetrievalTask
@@ -113,7 +113,7 @@ def encode_embedding(config: Config, sources: Sequence[EmbeddingSource], backbon
         low, high = source.score_range
         scores = np.array([(row.score - low) / ((high - low) or 1.0) for row in source.rows], dtype=np.float32)
         encoded.append(EncodedSource(source.name, source.config, texts, equal, scores, source.rows))
-    return EncodedEmbedding(_encode(rows, config, backbone), rows, tuple(encoded))
+    return EncodedEmbedding(_encode(list(numbers), config, backbone), rows, tuple(encoded))
 
 
 def encode_retrieval(
@@ -122,7 +122,7 @@ def encode_retrieval(
     """Encodes the queries and documents of retrieval tasks; takes the same arguments as ``encode_embedding``."""
 
     def encode(texts: Sequence[str], prefix: str) -> EncodedRows:
-        return _encode([Row(prefix + text, (), config.source, 0, 0) for text in texts], config, backbone)
+        return _encode([prefix + text for text in texts], config, backbone)
 
     found = []
     for task in tasks:
@@ -135,5 +135,5 @@ def _prefixes(names: Sequence[str], prompts: Mapping[str, str]) -> list[str]:
     return [prompts[name] if name else "" for name in names]
 
 
-def _encode(rows: Sequence[Row], config: Config, backbone: Backbone) -> EncodedRows:
-    return encode_rows(rows, (), backbone.tokenizer, config.model.max_tokens, backbone.pad_token_id)
+def _encode(texts: Sequence[str], config: Config, backbone: Backbone) -> EncodedRows:
+    return encode_texts(texts, backbone.tokenizer, config.model.max_tokens, backbone.pad_token_id)

@@ -46,9 +46,8 @@ class SourceReport:
     def line(self) -> str:
         """Returns a line for a terminal."""
         scores = "" if self.scores is None else ", scores {0:g} to {2:g}, mean {1:.2f}".format(*self.scores)
-        loss = f"{self.tokens.truncated:.1%} of the texts truncated, {self.tokens.lost:.1%} of the tokens lost"
         content = f"{self.rows:,} {self.kind.replace('_', ' ')} of {self.texts:,} texts, loss {self.loss}{scores}"
-        return f"embedding {self.name}: {content}; median {self.tokens.p50} tokens, maximum {self.tokens.max}; {loss}"
+        return f"embedding {self.name}: {content}; {self.tokens.describe()}"
 
 
 def describe_embedding(data: Data, encoded: EncodedEmbedding, max_tokens: int) -> tuple[list[SourceReport], list[str]]:

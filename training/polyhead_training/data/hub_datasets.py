@@ -9,7 +9,7 @@ from typing import Any
 
 from polyhead_rows import Problem, RawRow
 
-from polyhead_training.errors import DataError, HubError
+from polyhead_training.errors import DataError, HubError, first_line
 
 _NAME = re.compile(
     r"hub:(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<configuration>[\w.+-]+))?#(?P<split>[\w.]+)"
@@ -61,13 +61,13 @@ def _load(name: str, match: re.Match[str]) -> Any:
         raise _error(name, "is not a dataset of the hub, or not accessible to you; check the spelling") from None
     except (ConnectionError, TimeoutError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         hint = "try again, or download the dataset elsewhere and configure its files"
-        raise HubError(name, f"the hub did not deliver it ({_first_line(error)}); {hint}") from error
+        raise HubError(name, f"the hub did not deliver it ({first_line(error)}); {hint}") from error
     except RuntimeError as error:
         hint = "if it requires a script, which is never run, its revision refs/convert/parquet may have the rows"
-        raise _error(name, f"cannot be read: {_first_line(error)}; {hint}") from error
+        raise _error(name, f"cannot be read: {first_line(error)}; {hint}") from error
     # Unknown configuration or split; the library's message lists the existing ones.
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _error(name, f"cannot be read: {_first_line(error)}") from error
+        raise _error(name, f"cannot be read: {first_line(error)}") from error
 
 
 def _label(names: list[str], value: object) -> object:
@@ -78,7 +78,3 @@ def _label(names: list[str], value: object) -> object:
 
 def _error(name: str, reason: str) -> DataError:
     return DataError([Problem(Path(name), 0, reason)])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

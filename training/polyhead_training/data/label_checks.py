@@ -5,8 +5,10 @@ Each function returns the labels that it finds; ``quality_report`` turns them in
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import takewhile
 
 from polyhead_training.suggestions import folded
 
@@ -62,11 +64,4 @@ def _is_misspelling(first: str, second: str) -> bool:
 
 def _common(first: Iterable[str], second: Iterable[str]) -> int:
     """Returns the length of the common start."""
-    return sum(1 for _ in _while_equal(first, second))
-
-
-def _while_equal(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            return
-        yield a
+    return sum(takewhile(bool, map(operator.eq, first, second)))

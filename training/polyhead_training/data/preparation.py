@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from polyhead_training.backbone import Backbone, find_backbone
 from polyhead_training.config import Config
 from polyhead_training.sentence_transformer import ignored_settings
-from polyhead_training.tokenization import encode, overlong_prompts
+from polyhead_training.tokenization import overlong_prompts
 
-from .collation import EncodedRows, encode_rows
+from .collation import EncodedRows, encode_rows, encode_texts
 from .dataset import Data, Row
 from .embedding_encoding import EncodedEmbedding, EncodedRetrieval, encode_embedding, encode_retrieval
 from .embedding_report import describe_embedding
 from .quality_report import DataReport, describe_data
-from .target_tensors import Targets
 from .vocabulary import require_known_words, vocabulary_warnings
 
 
@@ -72,15 +71,14 @@ def prepare(config: Config, data: Data) -> Prepared:
     def encode_split(rows: Sequence[Row], prefix: str = config.prefix) -> EncodedRows:
         return encode_rows(rows, data.heads, backbone.tokenizer, limit, backbone.pad_token_id, prefix)
 
-    def encode_texts(texts: Sequence[str]) -> EncodedRows:
-        ids = list(encode(backbone.tokenizer, texts, limit))
-        return EncodedRows(ids, Targets((), len(ids)), backbone.pad_token_id, [0] * len(ids), [])
+    def encode_side(texts: Sequence[str]) -> EncodedRows:
+        return encode_texts(texts, backbone.tokenizer, limit, backbone.pad_token_id)
 
     texts = {"train": data.train, "validation": data.validation, "test": data.test}
     splits = {split: encode_split(rows) for split, rows in texts.items()}
     pairs = (
-        encode_texts([pair.first for pair in data.similarity]),
-        encode_texts([pair.second for pair in data.similarity]),
+        encode_side([pair.first for pair in data.similarity]),
+        encode_side([pair.second for pair in data.similarity]),
     )
     embedding = encode_embedding(config, data.embedding, backbone)
     # The words of a prompt say nothing about those of the rows.

@@ -77,6 +77,11 @@ class TokenCounts:
     truncated: float
     lost: float
 
+    def describe(self) -> str:
+        """Returns a part of a line for a terminal."""
+        loss = f"{self.truncated:.1%} of the texts truncated, {self.lost:.1%} of the tokens lost"
+        return f"median {self.p50} tokens, maximum {self.max}; {loss}"
+
 
 @dataclass(frozen=True)
 class SplitReport:
@@ -149,10 +154,7 @@ class DataReport:
             yield format_table(["split", "head", "rows", "labelled", "labels"], rows, numeric=["rows", "labelled"])
         for split, found in self.splits.items():
             if found.tokens:
-                loss = (
-                    f"{found.tokens.truncated:.1%} of the texts truncated, {found.tokens.lost:.1%} of the tokens lost"
-                )
-                yield f"{split}: median {found.tokens.p50} tokens, maximum {found.tokens.max}; {loss}"
+                yield f"{split}: {found.tokens.describe()}"
         yield from (source.line() for source in self.embedding)
         if self.collected:
             yield self.collected.line()

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.suggestions import shown
 
-from .labels import read_label
+from .labels import label_name, read_label
 
 Target: TypeAlias = str | tuple[str, ...] | float
 
@@ -73,11 +73,6 @@ def number_in(value: object) -> float:
     except (ValueError, OverflowError):
         return math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def number_name(number: float) -> str:
-    """Returns the name of the label that a number stands for, the same for ``5``, ``5.0`` and ``"5"``."""
-    return str(int(number)) if number == int(number) else repr(number)
 
 
 def label_numbers(labels: Iterable[str]) -> list[float] | None:
@@ -147,7 +142,7 @@ def _read_ordered(head: HeadConfig, value: object) -> Target | None:
         return _read_one(head, value)
     number = number_in(value)
     if numbers is None and not math.isnan(number):
-        return number_name(number)
+        return label_name(number)
     if numbers and head.labels and number in numbers:
         return head.labels[numbers.index(number)]
     if math.isnan(number):

@@ -42,7 +42,7 @@ from .probabilities import (
 )
 from .retrieval import Retrieval
 from .scoring import Score, score
-from .selective import Promise, SelectiveScore, confident_answers, fit_promise, score_abstention
+from .selective import Promise, SelectiveScore, confident_answers, fit_promise, selective_score
 from .similarity import Similarity
 
 # Wrong predictions listed per head: enough to show a pattern, few enough to read.
@@ -324,12 +324,11 @@ def _evaluate(
     found = score(
         head.kind, head.labels or (), logits, targets, temperature=temperature, threshold=threshold, seed=seed
     )
-    return HeadEvaluation(
-        score=found,
-        uncalibrated=_uncalibrated(head, logits, targets),
-        errors=tuple(wrong),
-        abstention=score_abstention(head.kind, logits, targets, promise, temperature, threshold),
-    )
+    abstention = None
+    if promise is not None:
+        confident = confident_answers(head.kind, logits, targets, temperature, threshold)
+        abstention = selective_score(promise, confident)
+    return HeadEvaluation(found, _uncalibrated(head, logits, targets), tuple(wrong), abstention=abstention)
 
 
 def _uncalibrated(head: HeadConfig, logits: Floats, targets: Answers) -> Calibration | None:

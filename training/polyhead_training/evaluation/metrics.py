@@ -138,7 +138,7 @@ def score(
         intervals=_intervals(targets, predicted, found, len(labels), seed) if intervals else {},
         labels={
             name: LabelScore(
-                int(support[index]), int(answered[index]), *(_defined(by_label[n][index]) for n in range(3))
+                int(support[index]), int(answered[index]), *(defined(by_label[n][index]) for n in range(3))
             )
             for index, name in enumerate(labels)
         },
@@ -191,7 +191,8 @@ def _balanced_accuracy(correct: Floats | Integers, support: Floats | Integers) -
     return np.asarray((correct / np.maximum(support, 1)).sum(axis=-1) / (support > 0).sum(axis=-1))
 
 
-def _defined(value: float) -> float | None:
+def defined(value: Any) -> float | None:
+    """Returns a number as it is written to JSON: None in place of NaN."""
     return None if np.isnan(value) else float(value)
 
 
@@ -209,10 +210,8 @@ def _intervals(
     summands = np.hstack(
         [one_hot[targets] * hits, one_hot[targets], one_hot[predicted], gap, found.brier[:, None]]
     ).astype(np.float32)
-    products = [drawn @ summands for drawn in resamples(len(targets), seed)]
-    sums = np.concatenate(products, dtype=np.float64)  # (resamples, summands)
     correct, support, answered, gaps, brier = np.split(
-        sums, [labels, 2 * labels, 3 * labels, 3 * labels + BINS], axis=1
+        resampled_sums(summands, seed), [labels, 2 * labels, 3 * labels, 3 * labels + BINS], axis=1
     )
     metrics = {
         "accuracy": correct.sum(axis=1) / len(targets),
@@ -222,6 +221,11 @@ def _intervals(
         "brier": brier[:, 0] / len(targets),
     }
     return {name: np.percentile(values, PERCENTILES).tolist() for name, values in metrics.items()}
+
+
+def resampled_sums(summands: Floats, seed: int) -> NDArray[np.float64]:
+    """Computes the sums of (rows, S) summands over the rows of each resample, (resamples, S)."""
+    return np.concatenate([drawn @ summands for drawn in resamples(len(summands), seed)], dtype=np.float64)
 
 
 def resamples(rows: int, seed: int) -> Iterator[NDArray[np.float32]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import PERCENTILES, LabelScore, resamples
+from .metrics import PERCENTILES, LabelScore, resampled_sums
 from .probabilities import Bin, Floats, Integers, answers, binary_decisions, calibration, confidences, labelled
 
 
@@ -184,7 +184,7 @@ def _intervals(targets: Integers, predicted: Integers, seed: int) -> dict[str, l
     width = targets.shape[1]
     exact = (targets == predicted).all(axis=1)[:, None]
     summands = np.hstack([targets * predicted, targets, predicted, exact]).astype(np.float32)
-    sums = np.concatenate([drawn @ summands for drawn in resamples(len(targets), seed)], dtype=np.float64)
+    sums = resampled_sums(summands, seed)
     hits, support, answered, exact_sums = np.split(sums, [width, 2 * width, 3 * width], axis=1)
     occurs = support > 0
     macro = np.where(occurs, f1_scores(hits, support, answered), 0.0).sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)

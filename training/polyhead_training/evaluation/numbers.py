@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from polyhead_training.data.targets import label_values
 
-from .metrics import PERCENTILES, HeadScore, resamples, score
+from .metrics import PERCENTILES, HeadScore, defined, resampled_sums, score
 from .probabilities import Answers, Floats, Integers, answers, confidences, expected_values, labelled
 
 # Rows in the chart of a regression head; more dots would cover each other.
@@ -114,7 +114,7 @@ def score_ordinal(
         **found,
         mae=float(errors.mean()),
         mae_baseline=float(np.abs(true - np.median(true)).mean()),
-        qwk=_defined(quadratic_weighted_kappa(_place_sums(targets, predicted).sum(axis=0), len(targets))),
+        qwk=defined(quadratic_weighted_kappa(_place_sums(targets, predicted).sum(axis=0), len(targets))),
         spearman=correlation("spearmanr", expected_values(logits, list(values), temperature), true),
     )
 
@@ -140,7 +140,7 @@ def score_regression(outputs: Floats, targets: Answers, *, seed: int = 0, interv
         mae=float(np.abs(errors).mean()),
         mae_baseline=float(np.abs(true - np.median(true)).mean()),
         rmse=float(np.sqrt((errors**2).mean())),
-        r2=_defined(_explained(sums, len(true))),
+        r2=defined(_explained(sums, len(true))),
         pearson=correlation("pearsonr", predicted, true),
         spearman=correlation("spearmanr", predicted, true),
         intervals=_regression_intervals(errors, true, seed) if intervals else {},
@@ -159,7 +159,7 @@ def quick_score_ordinal(labels: Sequence[str], logits: Floats, targets: Integers
     values, predicted = np.array(label_values(labels)), answers("ordinal", logits)
     return {
         "mae": float(np.abs(values[predicted] - values[targets]).mean()),
-        "qwk": _defined(quadratic_weighted_kappa(_place_sums(targets, predicted).sum(axis=0), len(targets))),
+        "qwk": defined(quadratic_weighted_kappa(_place_sums(targets, predicted).sum(axis=0), len(targets))),
         "nll": float(confidences("ordinal", logits, targets).nll.mean()),
     }
 
@@ -196,7 +196,7 @@ def correlation(measure: Literal["spearmanr", "pearsonr"], first: Floats, second
         return None
     from scipy import stats  # takes a second to import
 
-    return _defined(getattr(stats, measure)(first, second).statistic)
+    return defined(getattr(stats, measure)(first, second).statistic)
 
 
 def _number_sums(errors: Floats, true: Floats) -> NDArray[np.float64]:
@@ -219,14 +219,14 @@ def _explained(sums: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 def _ordinal_intervals(errors: Floats, targets: Integers, predicted: Integers, seed: int) -> dict[str, list[float]]:
     summands = np.hstack([errors[:, None], _place_sums(targets, predicted)])
-    sums = np.concatenate([drawn.astype(np.float64) @ summands for drawn in resamples(len(targets), seed)])
+    sums = resampled_sums(summands, seed)
     kappas = quadratic_weighted_kappa(sums[:, 1:], len(targets))
     return {"mae": _percentiles(sums[:, 0] / len(targets)), "qwk": _percentiles(kappas)}
 
 
 def _regression_intervals(errors: Floats, true: Floats, seed: int) -> dict[str, list[float]]:
     summands = np.hstack([np.abs(errors)[:, None], _number_sums(errors, true)])
-    sums = np.concatenate([drawn.astype(np.float64) @ summands for drawn in resamples(len(true), seed)])
+    sums = resampled_sums(summands, seed)
     return {
         "mae": _percentiles(sums[:, 0] / len(true)),
         "rmse": _percentiles(np.sqrt(sums[:, 1] / len(true))),
@@ -239,7 +239,3 @@ def _percentiles(values: NDArray[np.float64]) -> list[float]:
     known = values[~np.isnan(values)]
     found: list[float] = np.percentile(known, PERCENTILES).tolist() if len(known) else []
     return found
-
-
-def _defined(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)

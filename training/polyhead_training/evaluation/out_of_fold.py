@@ -16,7 +16,7 @@ import numpy as np
 
 from polyhead_training.data.dataset import Row
 from polyhead_training.model_config import HeadConfig
-from polyhead_training.runs.checkpoint import replace_file
+from polyhead_training.runs.checkpoint import replacing
 
 from .evaluate import Split
 from .probabilities import Integers, answers, is_labelled, log_probabilities
@@ -32,13 +32,10 @@ def has_fold(folder: Path, fold: int) -> bool:
 
 def write_fold(folder: Path, fold: int, split: Split) -> None:
     """Stores targets and logits of the rows of a fold durably."""
-    path = _path(folder, fold)
-    partial = path.with_name(path.name + ".partial")
     arrays: dict[str, Any] = {_LOGITS + name: values for name, values in split.logits.items()}
     arrays |= {_TARGETS + name: values for name, values in split.targets.items()}
-    with partial.open("wb") as stream:
+    with replacing(_path(folder, fold)) as stream:
         np.savez(stream, **arrays)
-    replace_file(partial, path)
 
 
 def read_folds(folder: Path, rows: Sequence[Row], assigned: Sequence[int], folds: int) -> Split:

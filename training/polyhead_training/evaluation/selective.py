@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from polyhead_training.model_types import ABSTAINING_KINDS, HeadKind
+from polyhead_training.model_types import HeadKind
 
 from .probabilities import Answers, Floats, Threshold, answers, labelled, probabilities
 
@@ -198,20 +198,6 @@ def selective_score(promise: Promise, found: ConfidentAnswers) -> SelectiveScore
         low, high = interval(int(correct[cut]), int(answered[cut]))
         curve.append({**_point(thresholds, answered, correct, cut), "low": low, "high": high})
     return SelectiveScore(promise, coverage, accuracy, intervals, curve)
-
-
-def score_abstention(  # noqa: PLR0917
-    kind: HeadKind,
-    logits: Floats,
-    targets: Answers,
-    promise: Promise | None,
-    temperature: float = 1.0,
-    threshold: Threshold = 0.5,
-) -> SelectiveScore | None:
-    """Scores a head of any kind; None for one that has made no promise."""
-    if promise is None or kind not in ABSTAINING_KINDS:
-        return None
-    return selective_score(promise, confident_answers(kind, logits, targets, temperature, threshold))
 
 
 def _cuts(found: ConfidentAnswers) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encodings import Form
+from .numbers import correlation
 from .probabilities import Floats
 
 
@@ -76,13 +77,8 @@ def correlations(first: Floats, second: Floats, scores: Floats) -> Correlations:
         scores: (P,) similarity scores, on any scale.
     """
     cosines = np.einsum("ph,ph->p", _normalized(first), _normalized(second))
-    if len(cosines) < 2 or np.ptp(cosines) == 0 or np.ptp(scores) == 0:
-        return Correlations(spearman=None, pearson=None)
-    from scipy import stats  # takes a second to import
-
     return Correlations(
-        spearman=float(stats.spearmanr(cosines, scores).statistic),
-        pearson=float(stats.pearsonr(cosines, scores).statistic),
+        spearman=correlation("spearmanr", cosines, scores), pearson=correlation("pearsonr", cosines, scores)
     )
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from polyhead_training.data.collation import EncodedRows
 from polyhead_training.data.embedding_sampling import EmbeddingStep
+from polyhead_training.data.sampling import micro_batches
 from polyhead_training.data.target_tensors import Targets
 from polyhead_training.errors import DivergenceError
 from polyhead_training.features import Features
@@ -97,17 +98,13 @@ class HeadFitter:
 
     def _inputs(self, rows: Sequence[int]) -> Tensor:
         """Computes the inputs of the heads, (rows, F), on the accelerator's device."""
-        batches = [list(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+        batches = micro_batches(rows, self.batch_size)
         positions = {row: position for position, row in enumerate(rows)}
-        inputs: Tensor | None = None
+        width = next(module.in_features for module in self.model.heads.modules() if isinstance(module, nn.Linear))
+        inputs = torch.zeros(len(rows), width, device=self.accelerator.device)
         with torch.no_grad(), self.accelerator.autocast():
             for numbers in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-                found = self._pooled(numbers).float()  # (B, F)
-                inputs = found.new_zeros(len(rows), found.shape[1]) if inputs is None else inputs
-                inputs[[positions[row] for row in numbers]] = found
-        if inputs is None:
-            # More processes than batches.
-            inputs = torch.zeros(len(rows), self._width(), device=self.accelerator.device)
+                inputs[[positions[row] for row in numbers]] = self._pooled(numbers).float()  # (B, F)
         # Each row is computed by one process and is zero in the others.
         total: Tensor = self.accelerator.reduce(inputs, "sum")
         return total
@@ -117,9 +114,6 @@ class HeadFitter:
             return self.model.pool(self.features.batch(numbers, self.model.device))[1]
         batch = self.rows.batch(numbers, self.model.device)
         return self.model.pool(self.model.encode(batch.input_ids, batch.attention_mask))[1]
-
-    def _width(self) -> int:
-        return next(module.in_features for module in self.model.heads.modules() if isinstance(module, nn.Linear))
 
     def _fit(self, inputs: Tensor, labels: Targets) -> Losses:
         """Minimizes the mean loss of the rows plus the penalty; returns the losses at the minimum."""

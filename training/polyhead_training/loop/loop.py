@@ -49,7 +49,7 @@ from .loss import Objective
 from .stages import Stage, trains_backbone, trains_embedding
 from .step import Stepper
 from .teacher import TeacherLogits
-from .training_log import StepMetrics, TrainingLog
+from .training_log import TrainingLog
 
 # Name of the split with the training rows.
 _TRAIN = "train"
@@ -151,7 +151,9 @@ class Loop:
         with progress_bar(config.name, "steps", len(steps), completed=first, enabled=main) as advance:
             for step in steps[first:]:
                 metrics = stepper.take(step, self.stop(), self.describe_row)
-                self._advance(stage, metrics, distilled=stepper.base is not None)
+                self.progress.steps += 1
+                self.progress.stage_step += 1
+                self.log.log_step(config.name, self.progress, metrics, distilled=stepper.base is not None)
                 advance(f"loss {metrics.loss:.3f}")
                 if self.progress.stage_step in ends and config.loss == "heads":
                     with stepper.average.swapped():
@@ -269,11 +271,6 @@ class Loop:
         teaches = self.embedding and "embedding" in stage.tasks and trains_embedding(stage, self.model)
         embedding = self.embedding.sampler.epoch(number) if self.embedding and teaches else []
         return interleave(labelled, embedding, self.config.seed, number)
-
-    def _advance(self, stage: Stage, metrics: StepMetrics, distilled: bool) -> None:
-        self.progress.steps += 1
-        self.progress.stage_step += 1
-        self.log.log_step(stage.config.name, self.progress, metrics, distilled)
 
     def _end_epoch(self, stage: Stage, epoch: int) -> None:
         scores = self.validate()

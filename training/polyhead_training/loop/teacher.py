@@ -20,15 +20,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from polyhead_training.config import Config
-from polyhead_training.data.collation import EncodedRows
+from polyhead_training.data.collation import encode_texts
 from polyhead_training.data.dataset import Row
-from polyhead_training.data.target_tensors import Targets
-from polyhead_training.errors import ConfigError, RunError
+from polyhead_training.errors import RunError
 from polyhead_training.features import compute_rows, row_outputs
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.model_types import output_width
 from polyhead_training.runs.run_directory import Run, load_run
-from polyhead_training.tokenization import encode, load_tokenizer
+from polyhead_training.tokenization import load_tokenizer
 
 NAME = "teacher_logits.npy"
 _FIELD = "training.teacher"
@@ -68,8 +67,7 @@ class Teacher:
         path, texts = folder / NAME, [self.run.prefix + row.text for row in rows]
         if not path.exists():
             model = self.run.model.to(accelerator.device)
-            ids = list(encode(self.tokenizer, texts, model.config.max_tokens))
-            encoded = EncodedRows(ids, Targets((), len(ids)), model.config.pad_token_id, [0] * len(ids), [])
+            encoded = encode_texts(texts, self.tokenizer, model.config.max_tokens, model.config.pad_token_id)
 
             def compute(numbers: Sequence[int]) -> Tensor:
                 with accelerator.autocast():
@@ -132,7 +130,8 @@ def open_teacher(config: Config, heads: Sequence[HeadConfig]) -> Teacher | None:
     for head in shared:
         labels, theirs = list(head.labels or ()), list(known[head.name]["labels"])
         if fault := _fault(head, str(known[head.name]["kind"]), theirs):
-            raise _mismatch(config, head, path, fault)
+            reason = f"head {head.name!r} of {path} {fault}: train the teacher with the same heads"
+            raise config.error(_FIELD, reason)
         signs[head.name] = -1.0 if head.kind == "sigmoid" and labels != theirs else 1.0
         # The outputs of a softmax and of a multilabel head are its labels; others keep their order.
         width = output_width(head.kind, len(labels))
@@ -151,7 +150,3 @@ def _fault(head: HeadConfig, kind: str, labels: Sequence[str]) -> str | None:
     if kind == "ordinal" and not faults and tuple(own) != tuple(labels):
         faults = [f"has the order {', '.join(labels)}"]
     return " and ".join(faults) or None
-
-
-def _mismatch(config: Config, head: HeadConfig, path: Path, fault: str) -> ConfigError:
-    return config.error(_FIELD, f"head {head.name!r} of {path} {fault}: train the teacher with the same heads")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from polyhead_training.measures import show
 from polyhead_training.terminal import format_table
 
 HEADER = ["embedding", "dimensions", "encoding", "metric", "before", "after"]
@@ -23,12 +24,12 @@ def embedding_rows(similarity: Mapping[str, Any] | None, retrieval: Mapping[str,
     """
     rows = []
     for form in (similarity or {}).get("forms", ()):
-        values = [_figure(form[f"spearman_{when}"]) for when in ("before", "after")]
+        values = [show(form[f"spearman_{when}"]) for when in ("before", "after")]
         rows.append(["similarity", str(form["dimensions"]), form["encoding"], "Spearman", *values])
     for name, task in retrieval.items():
         for number, result in enumerate(task["results"]):
             for key, metric in (_METRICS if number == 0 else _MAIN).items():
-                values = [_figure(result[when][key]) for when in ("before", "after")]
+                values = [show(result[when][key]) for when in ("before", "after")]
                 rows.append([name, str(result["dimensions"]), result["encoding"], metric, *values])
     return rows
 
@@ -37,7 +38,3 @@ def embedding_table(evaluation: Mapping[str, Any]) -> str:
     """Formats the table for a terminal, from the content of ``evaluation.json``; empty without evaluations."""
     rows = embedding_rows(evaluation.get("similarity"), evaluation.get("retrieval", {}))
     return format_table(HEADER, rows, numeric=["dimensions", "before", "after"]) if rows else ""
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from polyhead_training.measures import measures_of, metric_tables
+from polyhead_training.measures import measures_of, metric_tables, show_spread
 from polyhead_training.runs.run_directory import REPORT_NAME
 from polyhead_training.units import format_duration
 
@@ -88,7 +88,7 @@ def _template() -> jinja2.Template:
         "percent": _percent,
         "range": _range,
         "bounds": _bounds,
-        "spread": _spread,
+        "spread": show_spread,
         "short": _short,
         "figure": _figure,
         "duration": format_duration,
@@ -259,28 +259,23 @@ def _cell(counts: Sequence[Sequence[int]], true: int, predicted: int) -> dict[st
     return {"count": counts[true][predicted], "share": round(share, 3), "correct": true == predicted}
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}{_NO_BREAK}%"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}{_NO_BREAK}%"
 
 
-def _range(found: dict[str, Any], name: str, digits: int = 1) -> str:
+def _range(found: dict[str, Any], name: str) -> str:
     """Formats the interval of a metric in percent."""
     low, high = found["intervals"][name]
-    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def _bounds(found: dict[str, Any], digits: int = 1) -> str:
+def _bounds(found: dict[str, Any]) -> str:
     """Formats the only interval of a value in percent."""
-    return _range({"intervals": found}, "interval", digits)
+    return _range({"intervals": found}, "interval")
 
 
 def _figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _spread(summary: dict[str, Any]) -> str:
-    """Formats the mean and the standard deviation of a metric."""
-    return _figure(summary["mean"], 4) + ("" if summary["sd"] is None else f" ± {summary['sd']:.4f}")
 
 
 def _short(text: str, limit: int = _MAX_SHOWN_CHARACTERS) -> str:

@@ -17,9 +17,9 @@ from polyhead_training.runs.run_directory import (
     LABEL_NOISE_NAME,
     METRICS_NAME,
     REPEATS_NAME,
+    RUN_NAME,
 )
 
-_RUN_NAME = "run.json"
 _SIMILARITY = "similarity"
 _RETRIEVAL = "retrieval"
 # Values of the parts of evaluation.json that are not a split.
@@ -135,7 +135,7 @@ def read_results(folder: Path) -> Results:
     optional = {name: folder / name for name in (DATA_NAME, REPEATS_NAME, LABEL_NOISE_NAME, COLLECTED_NAME)}
     found = {name: _object(path) if path.is_file() else None for name, path in optional.items()}
     return Results(
-        run=_object(folder / _RUN_NAME),
+        run=_object(folder / RUN_NAME),
         similarity=splits.pop(_SIMILARITY, None),
         retrieval=splits.pop(_RETRIEVAL, {}),
         splits=splits,

@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
@@ -145,6 +146,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     mode = partial.stat().st_mode
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata)
     partial.chmod(mode)
+    replace_file(partial, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for writing that durably takes the place of another one if the block succeeds."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as stream:
+        yield stream
     replace_file(partial, path)
 
 

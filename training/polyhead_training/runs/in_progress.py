@@ -77,7 +77,7 @@ def _prepare(folder: Path, identity: Identity, policy: ResumePolicy) -> None:
                 folder, "contains a run in progress: continue it with --resume, or discard it with --restart"
             )
         if policy == "resume":
-            _require_same(folder, _read(path), identity)
+            require_same(folder, read_json(path), identity)
             return
     _clear(folder)
     path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
@@ -94,10 +94,15 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _read(path: Path) -> Identity:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a run in progress.
+
+    Raises:
+        ResumeError: The file is missing or damaged.
+    """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise ResumeError(path, f"cannot be read ({error}); start again with --restart") from None
 
 
@@ -126,7 +131,12 @@ def lock(stream: IO[Any], folder: Path) -> None:
         raise ResumeError(folder, reason) from None
 
 
-def _require_same(folder: Path, before: Identity, now: Identity) -> None:
+def require_same(folder: Path, before: Identity, now: Identity) -> None:
+    """Checks that a run in progress has the identity of this start.
+
+    Raises:
+        ResumeError: The identities differ.
+    """
     if found := difference(before, now):
         raise ResumeError(folder, f"was started with {found}: use the same inputs, or discard it with --restart")
 

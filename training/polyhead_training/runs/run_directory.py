@@ -52,12 +52,12 @@ LABEL_NOISE_NAME = "label_noise.json"
 OUT_OF_FOLD_NAME = "out_of_fold.jsonl"
 NOVELTY_NAME = "novelty.npy"
 COLLECTED_NAME = "collected.json"
-_RUN_NAME = "run.json"
+RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
 _RUN_FILES = frozenset(
     {
-        _RUN_NAME,
+        RUN_NAME,
         _TOKENIZER_NAME,
         METRICS_NAME,
         DATA_NAME,
@@ -180,7 +180,7 @@ def write_run(
     model.save_pretrained(folder / _MODEL_NAME)
     tokenizer.save(str(folder / _TOKENIZER_NAME))
     write_json(
-        folder / _RUN_NAME,
+        folder / RUN_NAME,
         {
             "format_version": FORMAT_VERSION,
             "name": config.name,
@@ -266,7 +266,7 @@ def require_replaceable(destination: Path) -> None:
     if not destination.exists():
         return
     hint = "it was left untouched. Choose another --output-dir"
-    if not (destination / _RUN_NAME).is_file():
+    if not (destination / RUN_NAME).is_file():
         raise RunError(destination, f"exists and is not a run directory; {hint}")
     names = {path.relative_to(destination).as_posix() for path in destination.rglob("*")}
     names = {name for name in names if not name.startswith(f"{TRACKERS_NAME}/")}
@@ -275,11 +275,11 @@ def require_replaceable(destination: Path) -> None:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    file = path / _RUN_NAME
+    file = path / RUN_NAME
     try:
         content = json.loads(file.read_bytes())
     except OSError:
-        raise RunError(path, f"is not a run directory: it has no {_RUN_NAME}; polyhead-train writes one") from None
+        raise RunError(path, f"is not a run directory: it has no {RUN_NAME}; polyhead-train writes one") from None
     except ValueError as error:
         raise RunError(file, f"is not valid JSON: {error}") from None
     version = content.get("format_version") if isinstance(content, dict) else None

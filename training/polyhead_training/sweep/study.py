@@ -27,7 +27,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from polyhead_training.errors import ResumeError
-from polyhead_training.runs.in_progress import Identity, ResumePolicy, difference, lock
+from polyhead_training.runs.in_progress import Identity, ResumePolicy, lock, require_same
 
 from .space import Parameter
 
@@ -193,8 +193,7 @@ def _started(path: Path, identity: Identity, policy: ResumePolicy) -> Study | No
         return None  # it was killed before it had all of its trials, or failed before its first step
     if policy == "refuse":
         raise ResumeError(path, "contains a sweep: continue it with --resume, or discard it with --restart")
-    if found := difference(study.user_attrs.get(_IDENTITY, {}), identity):
-        raise ResumeError(path, f"was started with {found}: use the same inputs, or discard it with --restart")
+    require_same(path, study.user_attrs.get(_IDENTITY, {}), identity)
     return study
 
 
