@@ -158,7 +158,7 @@ def test_client_works_with_the_oldest_versions_that_it_accepts(
 
 
 def test_page_lists_the_packages_and_their_requirements() -> None:
-    section = (ROOT / "docs/guides/client.md").read_text().split("## In one environment with other packages\n")[1]
+    section = (ROOT / "docs/guides/client.md").read_text().split("## Other packages in the same environment\n")[1]
     rows = [
         f"| `{other.requirement}` | {', '.join(f'`{name}<{limit}`' for name, limit in other.below.items())} |"
         for other in OTHER_PACKAGES

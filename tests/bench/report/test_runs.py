@@ -78,7 +78,7 @@ SECTIONS: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         "| csabstruct | SVM | 1 | 0.500 |  | 0.0 |",
     ),
     "optimization": (
-        "### Ideas of optimization",
+        "### Optimization methods",
         [{"idea": "ema", "seed": 0, "accuracy": 0.9, "training_seconds": 100.0}],
         "| ema | 1 | 90.00 | 100 |",
     ),
