@@ -14,6 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 DAY = datetime.timedelta(days=1)
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,11 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
-        builder = self._builder(self._name, self._key, -DAY, 30 * DAY)
         constraints = x509.BasicConstraints(ca=True, path_length=None)
+        builder = self._builder(self._name, self._key, -DAY, 30 * DAY).add_extension(constraints, critical=True)
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
         self.cert = folder / "authority.pem"
-        signed = builder.add_extension(constraints, critical=True).sign(self._key, hashes.SHA256())
-        self.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        self.cert.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     def issue(
         self,
@@ -97,4 +108,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + begins)
             .not_valid_after(now + ends)
+            # Required by the strict verification of Python 3.13.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
