@@ -14,8 +14,9 @@ from typing import Any
 
 from .model_config import ModelConfig
 
-# Keys of older releases; newer ones write pooling_mode, a name or a list of names.
-_POOLING_KEYS = {
+# Keys of a Pooling module up to sentence-transformers 5.3, which every reader supports, and the kind of each. Newer
+# releases write pooling_mode, a name or a list of names.
+POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -64,7 +65,7 @@ def ignored_settings(folder: Path, config: ModelConfig) -> Iterator[str]:
 
 def _pooling(settings: dict[str, Any]) -> str:
     """Returns the kinds of a pooling, joined by ``+``; a question mark if the file names none."""
-    modes = settings.get("pooling_mode") or [mode for key, mode in _POOLING_KEYS.items() if settings.get(key) is True]
+    modes = settings.get("pooling_mode") or [mode for key, mode in POOLING_KEYS.items() if settings.get(key) is True]
     kinds = [modes] if isinstance(modes, str) else list(map(str, modes)) if isinstance(modes, list) else []
     return "+".join(kind.removesuffix("_tokens") for kind in kinds) or "?"
 

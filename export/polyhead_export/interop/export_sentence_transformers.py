@@ -21,13 +21,12 @@ from huggingface_hub import ModelCardData
 from polyhead_bundle import replace_directory, staging_folder
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.runs.run_directory import Run, write_json
+from polyhead_training.sentence_transformer import POOLING_KEYS
 from polyhead_training.tokenization import load_tokenizer
 from tokenizers import Tokenizer
 
 from polyhead_export.errors import ExportError
 from polyhead_export.onnx_export import describe_embedding
-
-from .modules import POOLING_KEYS
 
 _POOLING = "1_Pooling"
 _NORMALIZE = "2_Normalize"

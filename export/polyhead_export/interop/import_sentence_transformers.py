@@ -12,6 +12,7 @@ import torch
 from polyhead_bundle.manifest import check_prompts
 from polyhead_training.backbone import Backbone
 from polyhead_training.model import PolyheadModel
+from polyhead_training.sentence_transformer import POOLING_KEYS
 from polyhead_training.tokenization import encode, overlong_prompts, pad
 from polyhead_training.weights import load_pretrained
 from tokenizers import Tokenizer, normalizers
@@ -29,7 +30,7 @@ from .checkpoint import (
     require_same_tokens,
     token_limit,
 )
-from .modules import POOLING_KEYS, Layer, load_layers, read_layer, read_modules, require_supported
+from .modules import Layer, load_layers, read_layer, read_modules, require_supported
 from .setfit import LinearHead, load_head
 
 # Names of one release of sentence-transformers for another's.

@@ -17,15 +17,6 @@ from torch import Tensor
 
 from .checkpoint import CheckpointError, damaged_file, read_json, read_module_settings
 
-# Keys of a Pooling module up to sentence-transformers 5.3, which every reader supports, and the kind of each.
-POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 _MODULE_PREFIX = "sentence_transformers."
 # Modules after Transformer and Pooling.
 _LAYERS = ("Dense", "Dropout", "LayerNorm", "Normalize")
