@@ -76,8 +76,8 @@ def steps() -> list[Step]:
         *_bulk(),
         _make("comparison", "compare", results=("comparison", "protocols")),
         _make("ray_serve", "bench-ray", results=("ray_serve",)),
-        *_export(),
         *_training(),
+        *_export(),
         Step(
             "gpu",
             (
@@ -106,6 +106,10 @@ def _check(version: str) -> Step:
     """``make check`` with one version of Python, in an environment of its own."""
     settings = (f"PYTHON=python{version}", f"VENV=build/release/venv-{version}")
     return Step(f"check-{version}", (("make", "check", *settings),))
+
+
+def _data() -> str:
+    return os.environ.get("POLYHEAD_DATA", _DATA)
 
 
 def _server() -> list[Step]:
@@ -174,15 +178,40 @@ def _bulk() -> list[Step]:
 
 
 def _export() -> list[Step]:
-    agreement = ("numerical_agreement-blitzer", "numerical_agreement-demo", "numerical_agreement-traffic")
-    by_hand = "from the bundles of training/configs; the commands are in the files"
-    return [Step("export", (), ("export-sst2-agnews", "quantization", *agreement), ("data",), by_hand)]
+    """Figures of exports, from the runs of the step model_quality."""
+    run, bundle, data = "build/model_quality/blitzer-both-heads-0", "build/release/blitzer", Path(_data())
+    labelled, traffic = data / "blitzer_joint_dev.jsonl.gz", data / "traffic.txt.gz"
+    agreement = {
+        "blitzer": (bundle, labelled, "--label", "label", "--sentiment", "sentiment"),
+        "traffic": (bundle, traffic),
+        "demo": (_BUNDLE, data / "sst2_dev.jsonl.gz", "--engines", "onnx", "--sentiment", "sentiment"),
+    }
+    measured = {
+        "export": ("export", run, "--eval-data", labelled, "--pairs", data / "stsb_dev.jsonl.gz"),
+        "quantization": ("quantization", bundle, traffic, "--texts", "80", "--rounds", "5"),
+        **{f"numerical_agreement-{name}": ("numerical_agreement", *more) for name, more in agreement.items()},
+    }
+    return [
+        Step(
+            "export",
+            (
+                (str(Path(sys.executable).with_name("polyhead-export")), run, bundle),
+                *(
+                    _measure(f"bench.export.{module}", name, *map(str, more))
+                    for name, (module, *more) in measured.items()
+                ),
+            ),
+            tuple(measured),
+            ("data",),
+        )
+    ]
 
 
 def _training() -> list[Step]:
     configs = "training/configs"
-    data = os.environ.get("POLYHEAD_DATA", _DATA)
+    data = _data()
     on_data = {
+        "model_quality": ("--seeds", "3"),
         "heads": ("--sets", "finscore"),
         "domains": ("--seeds", "1"),
         "selective_accuracy": ("--bundle", _BUNDLE),
@@ -256,13 +285,6 @@ def _training() -> list[Step]:
             (_measure("bench.training.unfreezing", "unfreezing", f"{configs}/unfreezing.toml"),),
             ("unfreezing",),
             ("data",),
-        ),
-        Step(
-            "model_quality",
-            (),
-            ("model_quality", "design_choices"),
-            ("data",),
-            "from the reports of polyhead-train with the files of training/configs",
         ),
     ]
 

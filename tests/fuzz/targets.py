@@ -8,20 +8,32 @@ other exception is a fault, and so is an answer that contradicts the input. The 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import tempfile
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from tests.compat.recordings import VERSIONS, load, write_bundle
 
 Check = Callable[[bytes], None]
 _TIMEOUT_S = 30.0
+# Limits of the readers of rows, lowered for the files of the fuzzer, which are small.
+_ROW_LIMITS = {
+    "csv.MAX_ROW_CHARACTERS": 1000,
+    "lines.MAX_ROW_CHARACTERS": 1000,
+    "values.MAX_VALUE_CHARACTERS": 200,
+    "parquet._MAX_VALUE_BYTES": 200,
+    "files.EXPANSION_ALLOWANCE": 2000,
+    "parquet.EXPANSION_ALLOWANCE": 2000,
+}
 # Paths and content types of the HTTP target; the first byte of an input selects one.
 _HTTP = (
     ("/v1/analyze", "application/json"),
@@ -71,12 +83,13 @@ class Target:
     json_at: int | None = None
 
 
-def _requests(_: ExitStack) -> Check:
+def _requests(stack: ExitStack) -> Check:
     """Decodes messages of the InferenceService, which never raises."""
     from polyhead.v1 import inference_service_pb2 as pb2
     from polyhead_server.inference.types import InvalidItem, Item
     from polyhead_server.rpc.request_decoder import RequestDecoder
 
+    _scan_small_messages(stack)
     decoders = [
         RequestDecoder(kind, max_items=64, max_text_bytes=lambda: 1000)
         for kind in (pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest, pb2.StreamClassifyRequest)
@@ -95,6 +108,13 @@ def _requests(_: ExitStack) -> Check:
 
 def _recorded_requests() -> list[bytes]:
     return [data for recording in load() for data in recording.requests]
+
+
+def _scan_small_messages(stack: ExitStack) -> None:
+    """Lets the server count the fields of small messages, too: those of the fuzzer are small."""
+    from polyhead_server.rpc import message_limits
+
+    stack.enter_context(mock.patch.object(message_limits, "_SMALL_BYTES", 0))
 
 
 def _folder(stack: ExitStack) -> Path:
@@ -195,6 +215,7 @@ def _tensors(stack: ExitStack) -> Check:
     from polyhead_server.rpc.dialects.descriptors import TYPES
     from polyhead_server.rpc.dialects.open_inference import OpenInferenceService
 
+    _scan_small_messages(stack)
     loop = _loop(stack)
     service = OpenInferenceService(_models(stack, loop))
     decode = service.deserializer("ModelInfer")
@@ -273,30 +294,61 @@ def _golden_manifests() -> list[bytes]:
 
 
 def _tokenizers(stack: ExitStack) -> Check:
-    """Opens ``tokenizer.json`` as a server does, and encodes texts: token ids within the limit, or one error."""
-    from polyhead_server.inference.tokenization import Tokenizer
+    """Opens ``tokenizer.json`` as a server does, and encodes texts: the same ids on every path, or one error."""
+    from polyhead_server.inference.tokenization import Placement, Tokenizer
+    from polyhead_server.inference.types import Flow, TokenizedText
 
-    path = _folder(stack) / "tokenizer.json"
-    texts = ["Where is my refund?", "", "🙂 a" * 50]
+    path, loop = _folder(stack) / "tokenizer.json", _loop(stack)
+    texts = ["Where is my refund?", "", "🙂 a" * 50, "query: " + "café, [SEP] 中文 " * 40, "a-b " * 300]
+    max_tokens, max_windows, prefix = 24, 3, 7
+
+    async def encoded(tokenizer: Tokenizer) -> list[list[TokenizedText]]:
+        await tokenizer.describe(texts[3], Flow(), special=True)
+        await tokenizer.decode(range(30), Flow(), skip_special=True)
+        # Twice: the second time, the words are known.
+        found = [tokenizer.encode(texts, max_windows, prefix) for _ in range(2)]
+        made = [await tokenizer.encode_async(texts, place, Flow(), max_windows, prefix) for place in Placement]
+        return [*found, *(one.texts for one in made)]
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
+        opened: list[Tokenizer] = []
         try:
-            tokenizer = Tokenizer(path, 24, 1000)
-            encoded = tokenizer.encode(texts, max_windows=3)
+            opened.extend(Tokenizer(path, max_tokens, 1000, word_cache=cached) for cached in (True, False))
+            answers = [answer for one in opened for answer in loop.run_until_complete(encoded(one))]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # noqa: BLE001 - as lifecycle does: the library panics on some damaged files
             return
-        assert len(encoded) == len(texts)
-        tokenizer.close()
+        finally:
+            for one in opened:
+                one.close()
+        assert len(answers[0]) == len(texts)
+        assert all(answer == answers[0] for answer in answers)
 
     return check
 
 
 def _tokenizer_files() -> list[bytes]:
+    """Returns the golden tokenizer, which is BERT's, and small ones of other kinds."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
     with tempfile.TemporaryDirectory() as folder:
-        return [(write_bundle(VERSIONS[-1], Path(folder)) / "tokenizer.json").read_bytes()]
+        golden = (write_bundle(VERSIONS[-1], Path(folder)) / "tokenizer.json").read_bytes()
+    pieces = ["<s>", "</s>", "<unk>", "▁", "▁a", "b", "e", "r", "f", "-", ",", "▁re"]
+    unigram = Tokenizer(models.Unigram([(piece, -1.0 - number) for number, piece in enumerate(pieces)], unk_id=2))
+    unigram.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.decoder = decoders.Metaspace()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", *alphabet, "re", "Ġa"])}
+    bpe = Tokenizer(models.BPE(vocabulary, [("r", "e"), ("Ġ", "a")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    for one in (unigram, bpe):
+        one.add_special_tokens(["<s>", "</s>"])
+        one.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return [golden, unigram.to_str().encode(), bpe.to_str().encode()]
 
 
 def _rows(extension: str) -> Callable[[ExitStack], Check]:
@@ -304,11 +356,14 @@ def _rows(extension: str) -> Callable[[ExitStack], Check]:
         from polyhead_rows import Problem, RawRow, read_rows, read_stream
 
         path = _folder(stack) / f"rows.{extension}"
+        for name, limit in _ROW_LIMITS.items():
+            stack.enter_context(mock.patch(f"polyhead_rows.{name}", limit))
 
         def check(data: bytes) -> None:
             """Reads a file of rows: each is a row or a problem with its position, and nothing follows a final one."""
             path.write_bytes(data)
             rows = list(read_rows(path, ("text", "label")))
+            rows += read_rows(path, None)
             if extension in ("csv", "jsonl"):
                 rows += read_stream(io.BytesIO(data), extension, Path("-"))
             for row in rows:
@@ -328,21 +383,49 @@ def _text_rows(extension: str) -> Callable[[], list[bytes]]:
             "text\tlabel\na\tb\n",
             "\ufefftext,label\n",
         ],
-        "jsonl": ['{"text": "a", "label": ["x", 1.5, null]}\n', '[1]\n{"text": "\\ud83d\\ude42"}\n', '{"a": {"b": 1}}'],
+        "jsonl": [
+            '{"text": "a", "label": ["x", 1.5, null]}\n',
+            '[1]\n{"text": "\\ud83d\\ude42"}\n',
+            '{"a": {"b": 1}}',
+            '{"text": "a", "text": "b"}\n{"text": "\\ud800"}\n',
+            # Beyond what Python's parser reads.
+            f'{{"other": {"[" * 2000}{"]" * 2000}, "text": "a", "number": {"9" * 5000}}}\n',
+        ],
     }
     return lambda: [sample.encode() for sample in samples[extension]]
+
+
+def _compressed_rows() -> list[bytes]:
+    members = [gzip.compress(sample) for sample in _text_rows("jsonl")()]
+    return [*members, members[0] + members[0], gzip.compress(b'{"text": "a"}\n' * 20_000)]
 
 
 def _parquet_rows() -> list[bytes]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    columns: dict[str, Any] = {
+        "text": ["a", None, "b" * 300],
+        "label": [["x"], [], None],
+        "dictionary": pa.array(["a", "a", None]).dictionary_encode(),
+        "bytes": [b"a", b"\xff", None],
+        "half": pa.array([0.1, None, -0.0], pa.float16()),
+        "single": pa.array([0.1, None, float("nan")], pa.float32()),
+        "decimal": [Decimal("1.50"), None, Decimal("-0.01")],
+        "time": pa.array([0, None, 2**62], pa.timestamp("ns", "UTC")),
+        "struct": [{"a": 1}, None, {"a": None}],
+    }
+    options: tuple[dict[str, Any], ...] = (
+        {"compression": "none"},
+        {"compression": "zstd", "row_group_size": 1},
+        {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+    )
     found = []
-    for compression in ("none", "snappy"):
-        file = io.BytesIO()
-        table = pa.table({"text": ["a", None, "b"], "label": [["x"], [], None], "number": [1, 2, 3]})
-        parquet.write_table(table, file, compression=compression)
-        found.append(file.getvalue())
+    for table in (pa.table({name: columns[name] for name in ("text", "label")}), pa.table(columns)):
+        for one in options:
+            file = io.BytesIO()
+            parquet.write_table(table, file, **one)
+            found.append(file.getvalue())
     return found
 
 
@@ -354,5 +437,6 @@ TARGETS = {
     "tokenizers": Target(_tokenizers, _tokenizer_files, json_at=0),
     "csv": Target(_rows("csv"), _text_rows("csv")),
     "jsonl": Target(_rows("jsonl"), _text_rows("jsonl")),
+    "gzip": Target(_rows("jsonl.gz"), _compressed_rows),
     "parquet": Target(_rows("parquet"), _parquet_rows),
 }
