@@ -260,7 +260,7 @@ def _training() -> list[Step]:
         Step(
             "model_quality",
             (),
-            ("model_quality", "design_choices"),
+            ("model_quality",),
             ("data",),
             "from the reports of polyhead-train with the files of training/configs",
         ),
