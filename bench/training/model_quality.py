@@ -114,7 +114,7 @@ def train(config: Path, overrides: Sequence[str], destination: Path) -> dict[str
     """Trains one run, or continues it, and returns its figures on the test rows."""
     flags = [part for override in overrides for part in ("--set", override)]
     command = [BIN / "polyhead-train", config, "--resume", "--output-dir", destination, *flags]
-    subprocess.run(command, check=True)
+    subprocess.run(list(map(str, command)), check=True)
     return figures(json.loads((destination / "evaluation.json").read_text(encoding="utf-8")))
 
 
