@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DIRTY = "-dirty"
-# Files that no measurement depends on: results and pages are committed after it.
-UNMEASURED = ("bench/results", "docs", "*.md")
+# Files that no measurement depends on: results and pages, which are committed after it, and what writes the pages.
+UNMEASURED = ("bench/results", "bench/report", "docs", "*.md")
 _EXCLUDED = (".", *(f":(exclude){path}" for path in UNMEASURED))
 
 
@@ -50,7 +50,7 @@ def digest(commit: str, root: Path = ROOT) -> str:
 
 
 def _is_measured(path: str) -> bool:
-    return not path.endswith(".md") and not path.startswith(("bench/results/", "docs/"))
+    return not path.endswith(".md") and not path.startswith(("bench/results/", "bench/report/", "docs/"))
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -29,14 +29,14 @@ class Step:
 
     Attributes:
         name: Its name.
-        commands: Run one after another, from the root of the repository; none for figures that a person puts together.
+        commands: Run one after another, from the root of the repository.
         results: Files in ``bench/results`` that it writes, without ``.json``.
         needs: ``gpu`` and ``data``, for machines that have one or the folder ``POLYHEAD_DATA``.
-        note: What to know before, in particular without a command.
+        note: What to know before.
     """
 
     name: str
-    commands: tuple[tuple[str, ...], ...] = ()
+    commands: tuple[tuple[str, ...], ...]
     results: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     note: str = ""
@@ -56,7 +56,7 @@ class Step:
 
 
 def steps() -> list[Step]:
-    """Returns all steps in the order in which they run: tests before measurements, short ones before long ones."""
+    """Returns all steps in the order in which they run: tests before measurements."""
     return [
         *(_check(version) for version in PYTHONS),
         _make("demo", f"{_BUNDLE}/bundle.json"),
@@ -179,6 +179,7 @@ def _bulk() -> list[Step]:
 
 def _export() -> list[Step]:
     """Figures of exports, from the runs of the step model_quality."""
+    exporter = (str(Path(sys.executable).with_name("polyhead-export")),)
     run, bundle, data = "build/model_quality/blitzer-both-heads-0", "build/release/blitzer", Path(_data())
     labelled, traffic = data / "blitzer_joint_dev.jsonl.gz", data / "traffic.txt.gz"
     agreement = {
@@ -195,7 +196,7 @@ def _export() -> list[Step]:
         Step(
             "export",
             (
-                (str(Path(sys.executable).with_name("polyhead-export")), run, bundle),
+                (*exporter, run, bundle, "--variant=int8", "--variant=int8-dynamic"),
                 *(
                     _measure(f"bench.export.{module}", name, *map(str, more))
                     for name, (module, *more) in measured.items()
@@ -203,6 +204,7 @@ def _export() -> list[Step]:
             ),
             tuple(measured),
             ("data",),
+            note="after model_quality; with openvino and nncf if they are installed",
         )
     ]
 

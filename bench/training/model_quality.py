@@ -1,20 +1,23 @@
-"""Accuracy of the configurations in training/configs: both heads on one backbone, each head alone, a frozen backbone.
+"""Accuracy of the demo and of training/configs: both heads on one backbone, each head alone, a frozen backbone.
 
     python -m bench.training.model_quality DATA --output bench/results/model_quality.json
-    python -m bench.training.model_quality DATA --sets clothing --seeds 1 --output /tmp/quick.json   # a quick look
+    python -m bench.training.model_quality DATA --sets demo --seeds 1 --work-dir /tmp/runs --output /tmp/quick.json
 
 Trains each model of a set with polyhead-train and reads its figures on the test rows from evaluation.json. A model with
-one head has the budget of the model with both. DATA is the folder that the configurations call POLYHEAD_DATA; for
-sst2_agnews, training/configs/split_sst2_agnews.py first writes its splits into the work directory.
+one head has the epochs of the model with both, on the rows that have its label. DATA is the folder that the
+configurations call POLYHEAD_DATA; for sst2_agnews, training/configs/split_sst2_agnews.py first writes its splits into
+the work directory.
 
-Runs are written as they end, and repeating the command continues where it stopped; commands with other sets or seeds
-add theirs to the same file. The run directories stay in the work directory, for example for bench.export.export.
+Runs are written as they end, and repeating the command continues where it stopped, also within a run; commands with
+other sets or seeds add theirs to the same file. The run directories stay in the work directory: bench.export measures
+them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -35,8 +38,8 @@ BOTH = "both heads"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model to train.
+class Variant:
+    """One of the models of a set.
 
     Attributes:
         config: Its configuration.
@@ -48,21 +51,21 @@ class Trained:
 
 
 _HEADS = ("topic", "sentiment")
-SETS: Mapping[str, Mapping[str, Trained]] = {
-    "demo": {BOTH: Trained(Path("training/demo/config.toml"))},
+SETS: Mapping[str, Mapping[str, Variant]] = {
+    "demo": {BOTH: Variant(Path("training/demo/config.toml"))},
     "clothing": {
-        BOTH: Trained(CONFIGS / "clothing.toml"),
-        **{f"{head} alone": Trained(CONFIGS / "clothing.toml", head) for head in _HEADS},
-        "frozen backbone": Trained(CONFIGS / "clothing_frozen.toml"),
+        BOTH: Variant(CONFIGS / "clothing.toml"),
+        **{f"{head} alone": Variant(CONFIGS / "clothing.toml", head) for head in _HEADS},
+        "frozen backbone": Variant(CONFIGS / "clothing_frozen.toml"),
     },
     "blitzer": {
-        BOTH: Trained(CONFIGS / "blitzer.toml"),
-        **{f"{head} alone": Trained(CONFIGS / "blitzer.toml", head) for head in _HEADS},
+        BOTH: Variant(CONFIGS / "blitzer.toml"),
+        **{f"{head} alone": Variant(CONFIGS / "blitzer.toml", head) for head in _HEADS},
     },
     "sst2_agnews": {
-        BOTH: Trained(CONFIGS / "sst2_agnews.toml"),
-        "topic alone": Trained(CONFIGS / "agnews.toml"),
-        "sentiment alone": Trained(CONFIGS / "sst2.toml"),
+        BOTH: Variant(CONFIGS / "sst2_agnews.toml"),
+        "topic alone": Variant(CONFIGS / "agnews.toml"),
+        "sentiment alone": Variant(CONFIGS / "sst2.toml"),
     },
 }
 # sst2_agnews trains for hours.
@@ -86,7 +89,7 @@ def main() -> None:
     split = arguments.work_dir / "split"
     os.environ["POLYHEAD_DATA"] = str(arguments.data.resolve())
     os.environ["POLYHEAD_SPLIT"] = str(split.resolve())
-    if "sst2_agnews" in arguments.sets and not split.exists():
+    if "sst2_agnews" in arguments.sets:
         subprocess.run([sys.executable, CONFIGS / "split_sst2_agnews.py", arguments.data, split], check=True)
     recorded = RecordedRuns(arguments.output, {"overrides": arguments.overrides})
     for seed in range(arguments.seeds):
@@ -100,7 +103,7 @@ def main() -> None:
     print(table(recorded.runs))
 
 
-def kept_head(model: Trained) -> list[str]:
+def kept_head(model: Variant) -> list[str]:
     """Returns the override that removes the other heads of a configuration; none if all are kept."""
     if model.head is None:
         return []
@@ -112,6 +115,8 @@ def kept_head(model: Trained) -> list[str]:
 
 def train(config: Path, overrides: Sequence[str], destination: Path) -> dict[str, Any]:
     """Trains one run, or continues it, and returns its figures on the test rows."""
+    # A complete run that is not recorded is of other code.
+    shutil.rmtree(destination, ignore_errors=True)
     flags = [part for override in overrides for part in ("--set", override)]
     command = [BIN / "polyhead-train", config, "--resume", "--output-dir", destination, *flags]
     subprocess.run(list(map(str, command)), check=True)

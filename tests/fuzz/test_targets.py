@@ -80,17 +80,36 @@ def test_target_accepts_an_input_that_once_showed_a_fault(
 
 
 def test_decoder_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = TARGETS["requests"].create(ExitStack())
-
     def fail(*_: object) -> None:
         raise ValueError("fault")
 
     monkeypatch.setattr(message_limits, "check", fail)
-    with pytest.raises(ValueError, match="fault"):
-        check(TARGETS["requests"].seeds()[0])
+    with ExitStack() as stack, pytest.raises(ValueError, match="fault"):
+        TARGETS["requests"].create(stack)(TARGETS["requests"].seeds()[0])
 
 
 def test_row_that_is_neither_row_nor_problem_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyhead_rows.read_rows", lambda *_: iter(["neither"]))
     with ExitStack() as stack, pytest.raises(AssertionError):
         TARGETS["csv"].create(stack)(b"text\na\n")
+
+
+def test_tokenizer_whose_paths_disagree_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyhead_server.inference.word_cache.WordCache.encode", lambda *_, **__: [1, 2])
+    golden, *others = TARGETS["tokenizers"].seeds()
+    with ExitStack() as stack:
+        check = TARGETS["tokenizers"].create(stack)
+        # The words of other tokenizers are not cached.
+        for seed in others:
+            check(seed)
+        with pytest.raises(AssertionError):
+            check(golden)
+
+
+def test_tokenizer_file_that_ends_in_a_fault_of_ours_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise IndexError("fault")
+
+    monkeypatch.setattr("polyhead_server.inference.tokenization.Tokenizer.encode", fail)
+    with ExitStack() as stack, pytest.raises(IndexError, match="fault"):
+        TARGETS["tokenizers"].create(stack)(TARGETS["tokenizers"].seeds()[0])

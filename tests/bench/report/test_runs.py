@@ -59,6 +59,11 @@ SECTIONS: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         ],
         "| joint | 1 | 90.00 | 80.00 | 80.00 | 9.0 |",
     ),
+    "model_quality": (
+        "## Model quality",
+        [{"set": "demo", "model": "both heads", "seed": 0, "heads": {"topic": {"accuracy": 0.9}}, "similarity": None}],
+        "| demo | both heads | 1 | 0.900 |",
+    ),
     "few_shot": (
         "### Few labels",
         [{"set": "trec", "rows": 8, "draw": 0, "method": "SetFit", "accuracy": 0.7, "seconds": 12.0}],
@@ -119,7 +124,7 @@ def test_section_shows_its_runs(name: str) -> None:
     page = Renderer({name: {**SOURCE, "runs": runs}}).page("benchmarks.md.jinja")
     assert heading in page
     assert row in page
-    assert page.count("\n###") + page.count("\n## Backbone") == 1
+    assert sum(page.count(f"\n{heading}") for heading in ("###", "## Backbone", "## Model")) == 1
 
 
 def test_section_states_the_settings_of_its_runs() -> None:

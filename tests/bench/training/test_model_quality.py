@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from polyhead_training.config_file import read_config
 
 from bench.training import model_quality
+from bench.training.model_quality import BOTH, SETS, Variant
 from tests.support.demo import ROOT
 
-MODELS = [(name, title) for name, models in model_quality.SETS.items() for title in models]
+ALONE = [
+    pytest.param(models[BOTH], model, title.partition(" alone")[0], id=f"{name} {title}")
+    for name, models in SETS.items()
+    for title, model in models.items()
+    if title.endswith("alone")
+]
 
 
-@pytest.mark.parametrize(("name", "title"), MODELS)
-def test_models_differ_in_their_heads_alone(name: str, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("both", "alone", "head"), ALONE)
+def test_model_of_one_head_differs_in_heads_and_data_alone(
+    both: Variant, alone: Variant, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("POLYHEAD_DATA", "data")
     monkeypatch.setenv("POLYHEAD_SPLIT", "split")
-    model = model_quality.SETS[name][title]
-    whole = read_config(model.config).model_dump()
-    changed = read_config(model.config, model_quality.kept_head(model)).model_dump()
-    kept = tuple(head for head in whole["model"].pop("heads") if model.head in {None, head["name"]})
-    assert tuple(changed["model"].pop("heads")) == kept
+    whole, changed = (settings(model) for model in (both, alone))
+    (kept,) = changed["model"].pop("heads")
+    assert [kept] == [one for one in whole["model"].pop("heads") if one["name"] == head]
+    if both.config != alone.config:
+        for files in (whole, changed):
+            files.pop("name")
+            for name in ("train", "validation", "test"):
+                files["data"].pop(name)
     assert changed == whole
+
+
+def settings(model: Variant) -> dict[str, Any]:
+    """Returns the configuration with which a model is trained."""
+    return read_config(model.config, model_quality.kept_head(model)).model_dump()
 
 
 def test_figures_of_an_evaluation_and_their_table() -> None:
