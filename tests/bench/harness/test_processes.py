@@ -20,6 +20,7 @@ def test_cpu_time_of_a_session_includes_child_processes() -> None:
         try:
             assert process.stdout
             assert process.stdout.readline() == b"done\n"
-            assert session_cpu_s(process.pid) >= 0.3
+            # The two clocks differ by a tick or two.
+            assert session_cpu_s(process.pid) >= 0.25
         finally:
             os.killpg(process.pid, signal.SIGKILL)
