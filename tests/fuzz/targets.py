@@ -409,7 +409,7 @@ def _text_rows(extension: str) -> Callable[[], list[bytes]]:
 
 def _compressed_rows() -> list[bytes]:
     members = [gzip.compress(sample, mtime=0) for sample in _text_rows("jsonl")()]
-    return [*members, members[0] + members[0], gzip.compress(b"\n" * 1_000_000, mtime=0)]
+    return [*members, members[0] + members[0], gzip.compress(b"\n" * 100_000, mtime=0)]
 
 
 def _parquet_rows() -> list[bytes]:

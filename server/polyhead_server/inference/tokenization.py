@@ -306,10 +306,11 @@ class Tokenizer:
         if not is_cacheable(self._tokenizer):
             return None
         leading, trailing = self._special
-        text = "a b"
-        plain = self._tokenizer.encode(text, add_special_tokens=False).ids
+        words = ("a", "b")
+        # Word by word, because a template that repeats the text does so without special tokens, too.
+        plain = [number for word in words for number in self._tokenizer.encode(word, add_special_tokens=False).ids]
         # A tokenizer that puts anything else around a text, or repeats it, is left to the library.
-        as_expected = self._tokenizer.encode(text).ids == [*leading, *plain, *trailing]
+        as_expected = self._tokenizer.encode(" ".join(words)).ids == [*leading, *plain, *trailing]
         return WordCache(self._tokenizer, leading, trailing) if as_expected else None
 
     def _cut(  # noqa: PLR0917
@@ -372,8 +373,15 @@ def _fill(known: list[TokenizedText | None], made: list[TokenizedText]) -> list[
 
 
 def _count_special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
-    """Counts the special tokens before and after a text, such as [CLS] and [SEP]; each window gets them too."""
-    mask = tokenizer.encode("a").special_tokens_mask
+    """Counts the special tokens before and after a text, such as [CLS] and [SEP]; each window gets them too.
+
+    Raises:
+        ValueError: The post-processor gives a special token another number of ids than of names.
+    """
+    encoding = tokenizer.encode("a")
+    mask = encoding.special_tokens_mask
+    if not len(encoding.ids) == len(encoding.tokens) == len(mask) == len(encoding.offsets):
+        raise ValueError("its post_processor gives a special token another number of ids than of tokens")
     return (mask.index(0), mask[::-1].index(0)) if 0 in mask else (0, 0)
 
 

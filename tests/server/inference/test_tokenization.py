@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ def test_padding_and_truncation_of_the_file_are_ignored(tokenizer: Tokenizer) ->
         TokenizedText((ids("w1"),), 3),
         TokenizedText((ids(*words),), 15),
     ]
+
+
+def test_special_token_with_an_id_but_no_name_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    document = json.loads(tokenizer_file.read_text())
+    special = {"[CLS]": {"id": "[CLS]", "ids": [CLS], "tokens": []}}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    document["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="another number of ids than of tokens"):
+        Tokenizer(path, MAX_TOKENS, 100)
 
 
 def test_empty_text_has_only_the_special_tokens(tokenizer: Tokenizer) -> None:

@@ -126,15 +126,6 @@ def test_only_a_bert_tokenizer_is_cacheable() -> None:
     assert not any(map(is_cacheable, others))
 
 
-def _twice() -> tokenizers.Tokenizer:
-    tokenizer = bert()
-    template = processors.TemplateProcessing(
-        single="[CLS] $A [SEP] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
-    )
-    tokenizer.post_processor = template
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
     """The server's tokenizer with and without its word cache."""
@@ -212,10 +203,18 @@ async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_l
     assert threads == [(20, False), (0, True)]
 
 
-def test_tokenizer_that_repeats_the_text_is_left_to_the_library(tmp_path: Path) -> None:
-    _twice().save(str(tmp_path / "tokenizer.json"))
+@pytest.mark.parametrize("template", ["[CLS] $A [SEP] $A [SEP]", "$A $A [SEP]", "[CLS] $A $A"])
+def test_tokenizer_that_repeats_the_text_is_left_to_the_library(template: str, tmp_path: Path) -> None:
+    twice = bert()
+    twice.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    twice.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 1000)
-    assert tokenizer.encode(["hello"])[0].windows == (_twice().encode("hello").ids,)
+    expected = twice.encode("hello bad").ids
+    assert len(expected) > len(LOWER.encode("hello bad").ids)
+    for _ in range(2):
+        assert tokenizer.encode(["hello bad"])[0].windows == (expected,)
 
 
 def test_words_are_not_added_without_being_asked() -> None:
