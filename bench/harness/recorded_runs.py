@@ -52,7 +52,8 @@ class RecordedRuns:
         self.runs.append({**key, **figures})
         print(json.dumps(self.runs[-1]), flush=True)
         report = {**results.provenance(self._packages), "settings": self._settings, "runs": self.runs}
-        report["commit"] = source.of_all([*self._earlier, report["commit"]])
+        commits = [*self._earlier, report["commit"]]
+        report["commit"] = source.of_all(commits, program=source.program_of(report["command"]))
         results.write(self._path, report)
 
 

@@ -12,8 +12,9 @@
     python -m bench.release.check --waive gpu="no GPU was available"   # accept that a step is not done
 
 The exit code is 0 only if every step is done or waived, every result file was measured on this commit, and every page
-is that of its result files and names no other commit. Changes of results and pages do not count as another commit;
-those of code do. Takes hours: run it on an otherwise idle machine.
+is that of its result files and names no other commit. For a figure, a commit counts as another one if a file differs that
+its program depends on (bench/harness/source.py): a change of results and pages never counts, and one of the server not
+for the figures of training. Takes hours: run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class Check:
     def outdated_pages(self) -> list[str]:
         """Returns a message for each page that is outdated or names another commit."""
         found = []
+        files = [self.root / file for step in self.steps for file in step.files()]
+        measured = [self._origin_of(file)[0] for file in files if self._is_current(*self._origin_of(file))]
         for module, *arguments in self.pages:
             command = [sys.executable, "-m", module, *arguments]
             done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
@@ -140,7 +143,9 @@ class Check:
                 found.append(f"python -m {' '.join((module, *arguments))}: {last[0]}")
         for page in sorted([*self.root.glob("*.md"), *self.root.glob("docs/**/*.md")]):
             commits = set(_COMMIT.findall(page.read_text(encoding="utf-8")))
-            others = sorted(one for one in commits if not self._is_current(one))
+            # Where a file was measured on an earlier commit, with the same code.
+            known = {one for one in commits if any(commit.startswith(one) for commit in measured)}
+            others = sorted(one for one in commits - known if not self._is_current(one))
             found += [f"{page.relative_to(self.root)}: names commit {one}" for one in others]
         return found
 
@@ -152,27 +157,29 @@ class Check:
 
     def _problem_of_results(self, step: Step) -> str:
         for file in step.files():
-            commit = self._commit_of(self.root / file)
+            commit, program = self._origin_of(self.root / file)
             if not (self.root / file).exists():
                 return f"{file} is missing"
-            if not self._is_current(commit):
+            if not self._is_current(commit, program):
                 return f"{file} is {f'of {_short(commit)}' if commit else 'of an unknown commit, or of several'}"
         return ""
 
     def _set_aside(self, file: Path) -> None:
         """Moves a result file of another commit away: some programs continue the runs in their file."""
         path = self.root / file
-        if path.exists() and not self._is_current(self._commit_of(path)):
+        if path.exists() and not self._is_current(*self._origin_of(path)):
             old = self.root / "build/release/old" / file.name
             old.parent.mkdir(parents=True, exist_ok=True)
             path.replace(old)
 
-    def _is_current(self, commit: str) -> bool:
-        return source.is_same(commit, self.commit, self.root)
+    def _is_current(self, commit: str, program: str = "") -> bool:
+        return source.is_same(commit, self.commit, self.root, program)
 
     @staticmethod
-    def _commit_of(path: Path) -> str:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("commit", "")) if path.exists() else ""
+    def _origin_of(path: Path) -> tuple[str, str]:
+        """Returns the commit and the program of a result file; empty if they are unknown."""
+        report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return str(report.get("commit", "")), source.program_of(report.get("command", ""))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

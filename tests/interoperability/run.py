@@ -75,8 +75,9 @@ def main() -> None:
 
 def _save(results: Mapping[str, Any]) -> None:
     """Stores the results of all clients, and updates the page."""
+    commits = [one.get("commit", "") for one in results.values()]
     report = provenance() | {
-        "commit": source.of_all(one.get("commit", "") for one in results.values()),
+        "commit": source.of_all(commits, program="tests.interoperability.run"),
         "tolerance": TOLERANCE,
         "texts": len(TEXTS),
         "clients": {client: results[client] for client in CLIENTS if client in results},

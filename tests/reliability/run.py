@@ -133,9 +133,10 @@ def _make_save(arguments: argparse.Namespace) -> Save:
 
     def save(name: str, result: dict[str, Any]) -> None:
         results[name] = result | {"commit": source.head()}
+        commits = [one.get("commit", "") for one in results.values()]
         report = {
             "date": datetime.now(UTC).date().isoformat(),
-            "commit": source.of_all(one.get("commit", "") for one in results.values()),
+            "commit": source.of_all(commits, program="tests.reliability.run"),
             "command": shlex.join(["python", "-m", "tests.reliability.run", *sys.argv[1:]]),
             "cores": usable_cores(),
             "quick": arguments.quick,

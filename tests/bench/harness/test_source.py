@@ -51,6 +51,39 @@ def test_commits_are_the_same_if_only_results_and_pages_differ(root: Path) -> No
     assert source.is_same(other[:12], other, root)
 
 
+def test_a_measurement_is_the_same_while_nothing_changes_that_it_depends_on(root: Path) -> None:
+    change(root, "training/polyhead_training/loss.py")
+    one = change(root, "server/polyhead_server/queue.py")
+    training, heads = source.program_of("python -m bench.training.heads DATA"), "bench.training.drift"
+    assert training == "bench.training.heads"
+    other = change(root, "server/polyhead_server/batch.py")
+    assert source.is_same(one, other, root, training)
+    # Drift is counted by the server.
+    assert not source.is_same(one, other, root, heads)
+    assert not source.is_same(one, other, root, "bench.server.startup")
+    assert not source.is_same(one, other, root, "tools.other")
+    assert source.of_all([one, other], root, training) == other
+    later = change(root, "training/polyhead_training/loop.py")
+    assert not source.is_same(other, later, root, training)
+    program = change(root, "bench/training/heads.py")
+    assert not source.is_same(later, program, root, training)
+    assert source.is_same(later, program, root, "bench.server.startup")
+
+
+def test_every_dependency_exists() -> None:
+    paths = {path for found in source._DEPENDENCIES.values() for path in found}
+    assert sorted(path for path in paths if not (source.ROOT / path).exists()) == []
+    names = [name.replace(".", "/") for name in source._DEPENDENCIES]
+    assert [
+        name for name in names if not (source.ROOT / name).exists() and not (source.ROOT / f"{name}.py").exists()
+    ] == []
+
+
+@pytest.mark.parametrize("command", ["", "make compare", "polyhead-train config.toml"])
+def test_other_commands_have_no_program(command: str) -> None:
+    assert source.program_of(command) == ""
+
+
 def test_unknown_and_dirty_commits_equal_none(root: Path) -> None:
     commit = source.head(root)
     assert source.is_same(commit, commit, root)

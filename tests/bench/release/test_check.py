@@ -153,6 +153,21 @@ def test_a_page_may_name_the_commit(repository: Repository) -> None:
     assert repository.run("--list")[0] == 0
 
 
+def test_a_change_of_other_code_leaves_figures_as_they_are(repository: Repository) -> None:
+    file = repository.root / f"{RESULTS}/speed.json"
+    assert repository.run()[0] == 0
+    commit = json.loads(file.read_text())["commit"]
+    file.write_text(json.dumps({"commit": commit, "command": "python -m bench.training.heads DATA"}))
+    (repository.root / "docs/new.md").write_text(f"Measured on commit {commit[:12]}.\n")
+    repository.commit()
+    for path, problems in (("code.py", 0), ("training/loss.py", 2)):
+        (repository.root / path).parent.mkdir(exist_ok=True)
+        (repository.root / path).write_text("2\n")
+        repository.commit()
+        output = repository.run("--list")[1]
+        assert output.count(commit[:12]) - 2 == problems, output  # the two steps without results were run on it
+
+
 def test_a_waived_step_does_not_run_and_needs_a_reason_for_each_commit(repository: Repository) -> None:
     assert repository.run("--waive", "first")[0] == 2
     code, output = repository.run("--waive", "first=no machine")
