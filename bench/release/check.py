@@ -12,9 +12,9 @@
     python -m bench.release.check --waive gpu="no GPU was available"   # accept that a step is not done
 
 The exit code is 0 only if every step is done or waived, every result file was measured on this commit, and every page
-is that of its result files and names no other commit. For a figure, a commit counts as another one if a file differs that
-its program depends on (bench/harness/source.py): a change of results and pages never counts, and one of the server not
-for the figures of training. Takes hours: run it on an otherwise idle machine.
+is that of its result files and names no other commit. For a figure, a commit counts as another one if a file differs
+that its program depends on (bench/harness/source.py): a change of results and pages never counts, and one of the server
+not for the figures of training. Takes hours: run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
