@@ -43,7 +43,8 @@ def read_parquet(path: Path, fields: frozenset[str] | None) -> Iterator[RawRow |
             columns = [name for name in names if fields is None or name in fields]
             strings = [name for name in columns if _is_string(file.schema_arrow.field(name).type)]
         limit = max(EXPANSION_ALLOWANCE, MAX_EXPANSION * path.stat().st_size)
-        if _stored_bytes(metadata, columns, limit) > limit:
+        # Of all columns: if the metadata of one is damaged, pyarrow ends the process when it is asked for.
+        if sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)) > limit:
             yield _expansion(path, 0)
             return
         for batch in _batches(path, metadata, columns, strings):
@@ -66,21 +67,6 @@ def read_parquet(path: Path, fields: frozenset[str] | None) -> Iterator[RawRow |
 def _expansion(path: Path, row: int) -> Problem:
     reason = f"its values are more than {MAX_EXPANSION} times as large as the file; remove repeated rows"
     return Problem(path, row, reason, is_final=True)
-
-
-def _stored_bytes(metadata: Any, columns: list[str], limit: int) -> int:
-    """Returns the uncompressed size of the named columns; of all columns where these are within the limit."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    total = sum(group.total_byte_size for group in groups)
-    if total <= limit:
-        # pyarrow aborts the process if the metadata of a column is damaged, so it is read only if necessary.
-        return int(total)
-    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    return sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns
-    )
 
 
 def _batches(path: Path, metadata: Any, columns: list[str], strings: list[str]) -> Iterator[Any]:

@@ -32,8 +32,8 @@ _ROW_LIMITS = {
     "lines.Lines.read.__defaults__": (_MAX_ROW_CHARACTERS,),
     "values.MAX_VALUE_CHARACTERS": 200,
     "parquet._MAX_VALUE_BYTES": 200,
-    # Not that of Parquet: beyond it the metadata of columns is read, and pyarrow ends the process if it is damaged.
     "files.EXPANSION_ALLOWANCE": 2000,
+    "parquet.EXPANSION_ALLOWANCE": 2000,
 }
 # Paths and content types of the HTTP target; the first byte of an input selects one.
 _HTTP = (
