@@ -111,7 +111,6 @@ def test_allowed_figures_still_exist() -> None:
 @pytest.mark.parametrize(
     "sentence",
     [
-        "The default bundle is served 1.3 s after the start, in 246 MB of memory.",
         "Throughput with 64 texts in flight is 386 texts/s.",
         "| peak memory: int8, fp32 | 204 MB, 235 MB |",
         "| `clothing.toml` | accuracy 0.886 | macro-F1 0.679 |",
@@ -123,6 +122,14 @@ def test_allowed_figures_still_exist() -> None:
 )
 def test_handwritten_figure_is_found(sentence: str) -> None:
     assert handwritten_figures(f"# Page\n\nSome text.\n\n{sentence}\n") == [CODE.sub("CODE", sentence)]
+
+
+def test_figure_of_a_result_file_is_found_without_a_word_for_it() -> None:
+    seconds, megabytes = (next(one for one in generated_figures() if one.endswith(unit)) for unit in (" s", " MB"))
+    for figure in (seconds, megabytes):
+        sentence = f"The default bundle takes {figure}."
+        assert handwritten_figures(sentence) == [sentence]
+    assert handwritten_figures("The default bundle takes 12,345 MB.") == []
 
 
 @pytest.mark.parametrize(

@@ -331,9 +331,14 @@ def faulty(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFac
     return start_admin(start, demo_bundle, "one process", folder, environment=environment), folder / "fault"
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("fail", "of its texts failed"), ("wait", "99th percentile"), ("", "")])
+# On a fast machine, an engine that fails ends before the share of its errors is looked at.
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    [("fail", ("of its texts failed", "its engine has ended")), ("wait", ("99th percentile",)), ("", ())],
+    ids=["fail", "wait", "control"],
+)
 def test_canary_beyond_a_limit_is_rolled_back(
-    faulty: tuple[Admin, Path], stricter: Path, fault: str, reason: str
+    faulty: tuple[Admin, Path], stricter: Path, fault: str, reasons: tuple[str, ...]
 ) -> None:
     admin, file = faulty
     file.unlink(missing_ok=True)
@@ -355,7 +360,8 @@ def test_canary_beyond_a_limit_is_rolled_back(
         return str(admin.compare()["canary"]["rollback"])
 
     if fault:
-        wait_until(lambda: reason in rolled_back(), "it is rolled back")
+        wait_until(rolled_back, "it is rolled back")
+        assert any(reason in rolled_back() for reason in reasons)
         assert "f" * 16 not in {answered_by(admin.server.target, key) for key in keys}
         assert "is rolled back" in admin.server.log.read_text()
     else:

@@ -51,7 +51,9 @@ def used_ticks(pid: int) -> int:
 def test_connections_are_distributed_and_counted_together(start: Start, demo_bundle: Path) -> None:
     port = free_port()
     server = start_two(start, demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
-    assert server.log.read_text().count(f"all 2 workers serve on {server.target}") == 1
+    message = f"all 2 workers serve on {server.target}"
+    wait_until(lambda: _has_logged(server, message), "both workers are logged")
+    assert server.log.read_text().count(message) == 1
     before = [used_ticks(pid) for pid in workers_of(server)]
     # The probability that a worker gets none of 40 connections is 2 ** -39.
     assert all(answered(server) for _ in range(40))
