@@ -20,6 +20,7 @@ from polyhead_server.inference.types import Flow, Result
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, Panic, embedding_of
+from tests.support.polling import until
 from tests.support.submissions import FakeClock, embedding, message, outcomes
 
 
@@ -295,6 +296,8 @@ async def test_messages_of_one_iteration_of_the_event_loop_share_a_batch(
     pipeline = Pipeline(model, settings(threads=1))
     pipeline.start()
     await outcomes(pipeline, message("w0"))
+    # Until it sleeps, the thread takes what there is when it looks for work.
+    await until(lambda: pipeline.scheduler.snapshot().idle_workers == 1)
     # Nothing here yields to the event loop.
     futures = [future for text in ("w1", "w2", "w3") for future in await pipeline.submit(message(text), Flow(), None)]
     await asyncio.gather(*futures)
