@@ -179,7 +179,7 @@ def _bulk() -> list[Step]:
 
 def _export() -> list[Step]:
     """Figures of exports, from the runs of the step model_quality."""
-    exporter = (str(Path(sys.executable).with_name("polyhead-export")),)
+    exporter = str(Path(sys.executable).with_name("polyhead-export"))
     run, bundle, data = "build/model_quality/blitzer-both-heads-0", "build/release/blitzer", Path(_data())
     labelled, traffic = data / "blitzer_joint_dev.jsonl.gz", data / "traffic.txt.gz"
     agreement = {
@@ -196,7 +196,7 @@ def _export() -> list[Step]:
         Step(
             "export",
             (
-                (*exporter, run, bundle, "--variant=int8", "--variant=int8-dynamic"),
+                (exporter, run, bundle, "--variant=int8", "--variant=int8-dynamic"),
                 *(
                     _measure(f"bench.export.{module}", name, *map(str, more))
                     for name, (module, *more) in measured.items()
