@@ -37,6 +37,11 @@ class Command:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def wait_for_message(self, text: str) -> None:
+        """Reads standard error up to the line that contains ``text``."""
+        assert self._process.stderr
+        assert any(text in line for line in iter(self._process.stderr.readline, "")), f"not written: {text}"
+
     def result(self, timeout_s: float = 120) -> tuple[int, str, str]:
         """Waits for the end; returns exit code, standard output and standard error."""
         stdout, stderr = self._process.communicate(timeout=timeout_s)

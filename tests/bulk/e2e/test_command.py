@@ -123,7 +123,7 @@ def test_the_second_interrupt_drops_the_part(start: Start, reviews: Path, bundle
     command = start(reviews, out, "--bundle", bundle_dir, "--id-column", "id")
     wait_for(lambda: bool(list(out.glob(".part-*"))))
     command.send(signal.SIGTERM)
-    time.sleep(0.02)
+    command.wait_for_message("press Ctrl-C again to drop it")
     command.send(signal.SIGINT)
     code, _, errors = command.result(30)
     assert code == 130
