@@ -51,7 +51,19 @@ class RecordedRuns:
         """Records a run, prints it and writes the file."""
         self.runs.append({**key, **figures})
         print(json.dumps(self.runs[-1]), flush=True)
-        report = {**results.provenance(self._packages), "settings": self._settings, "runs": self.runs}
+        self._write(complete=False)
+
+    def finish(self) -> None:
+        """Records that the command has no further runs to do."""
+        self._write(complete=True)
+
+    def _write(self, complete: bool) -> None:
+        report = {
+            **results.provenance(self._packages),
+            "settings": self._settings,
+            "complete": complete,
+            "runs": self.runs,
+        }
         commits = [*self._earlier, report["commit"]]
         report["commit"] = source.of_all(commits, program=source.program_of(report["command"]))
         results.write(self._path, report)

@@ -6,8 +6,10 @@ of training as they are.
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
+import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -15,31 +17,40 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DIRTY = "-dirty"
-# Files that no measurement depends on: results and pages, which are committed after it, and what writes the pages.
-UNMEASURED = ("bench/results", "bench/report", "docs", "*.md")
-_SHARED = ("bench/harness", "constraints.txt")
-_SERVER = (*_SHARED, "bench/loadgen", "bundle", "client", "proto", "server")
-_TRAINING = (*_SHARED, "bundle", "rows", "training")
-_EXPORT = (*_TRAINING, *_SERVER, "export")
-_TESTS = (*_EXPORT, "adapters", "bulk", "tests/support")
+# Files that no measurement depends on: results and pages, which are committed after it, what writes the pages, and what
+# runs the programs and decides whether their figures are current.
+UNMEASURED = (
+    "bench/results",
+    "bench/report",
+    "bench/release",
+    "bench/harness/recorded_runs.py",
+    "bench/harness/source.py",
+    "docs",
+    "*.md",
+)
+_TRAINING = ("bench/harness", "bundle", "constraints.txt", "rows", "training")
+# What serves a bundle depends on what has trained and exported it, too.
+_SERVER = (*_TRAINING, "bench/loadgen", "client", "export", "proto", "server")
+_BULK = (*_SERVER, "bulk")
+_TESTS = (*_BULK, "adapters", "tests/support")
 # Files and folders that the measurements of a program, or of those of a package, depend on besides that package. Those
 # of any other program depend on all files.
 _DEPENDENCIES = {
-    "bench.bulk": (*_SERVER, "bulk", "rows"),
+    "bench.bulk": _BULK,
     "bench.comparison": _SERVER,
-    "bench.export": _EXPORT,
+    "bench.export": _SERVER,
     "bench.server": _SERVER,
-    "bench.server.gpu": _EXPORT,
-    "bench.server.scaling": _EXPORT,
+    "bench.server.ray_serve": (*_SERVER, "deploy/ray"),
     "bench.training": _TRAINING,
-    "bench.training.domains": _EXPORT,
-    "bench.training.drift": _EXPORT,
-    "bench.training.families": (*_EXPORT, "tests/support"),
-    "bench.training.novelty": _EXPORT,
-    "bench.training.selective_accuracy": _EXPORT,
+    "bench.training.domains": _BULK,
+    "bench.training.drift": _BULK,
+    "bench.training.families": (*_SERVER, "tests/support"),
+    "bench.training.novelty": _BULK,
+    "bench.training.selective_accuracy": _BULK,
     "tests.interoperability": _TESTS,
     "tests.reliability": _TESTS,
 }
+_UNMEASURED = re.compile("|".join(f"{fnmatch.translate(path)}|{re.escape(path)}/" for path in UNMEASURED))
 _EXCLUDED = (".", *(f":(exclude){path}" for path in UNMEASURED))
 
 
@@ -76,25 +87,25 @@ def is_same(one: str, other: str, root: Path = ROOT, program: str = "") -> bool:
 @functools.cache
 def digest(commit: str, root: Path = ROOT, program: str = "") -> str:
     """Returns a digest of the files of a commit that a program depends on; empty if the commit is unknown."""
-    package = program.rpartition(".")[0]
-    found = _DEPENDENCIES.get(program) or _DEPENDENCIES.get(package)
-    paths = (*found, package.replace(".", "/")) if found else ()
     try:
-        listing = _git(root, "ls-tree", "-r", commit, *paths)
+        listing = _git(root, "ls-tree", "-r", commit, *dependencies(program))
     except subprocess.CalledProcessError:
         return ""
-    lines = [line for line in listing.splitlines() if _is_measured(line.partition("\t")[2])]
+    lines = [line for line in listing.splitlines() if not _UNMEASURED.match(line.partition("\t")[2])]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def dependencies(program: str) -> tuple[str, ...]:
+    """Returns the files and folders that the measurements of a program depend on; empty for all of the repository."""
+    package = program.rpartition(".")[0]
+    found = _DEPENDENCIES.get(program) or _DEPENDENCIES.get(package)
+    return (*found, package.replace(".", "/")) if found else ()
 
 
 def program_of(command: str) -> str:
     """Returns the module in a command like ``python -m bench.server.startup``; empty for any other command."""
     words = shlex.split(command)
     return words[2] if words[1:2] == ["-m"] else ""
-
-
-def _is_measured(path: str) -> bool:
-    return not path.endswith(".md") and not path.startswith(("bench/results/", "bench/report/", "docs/"))
 
 
 def _git(root: Path, *arguments: str) -> str:

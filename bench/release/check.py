@@ -54,7 +54,8 @@ class State:
 
     Attributes:
         path: The file.
-        runs: By step: ``commit``, ``exit_code``, ``seconds``, ``finished`` and ``log`` of its last run.
+        runs: By step: ``commit``, ``exit_code`` (None until it ends), ``seconds``, ``finished`` and ``log`` of its last
+            run.
         waived: By step: why it need not be done, and the commit for which that was said.
     """
 
@@ -96,6 +97,13 @@ class Check:
             self._set_aside(path)
         log = self.root / LOGS / f"{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        record: dict[str, Any] = {
+            "commit": self.commit,
+            "exit_code": None,
+            "log": log.relative_to(self.root).as_posix(),
+        }
+        self.state.runs[step.name] = record
+        self.state.save()
         started, code = time.monotonic(), 0
         with log.open("wb") as output:
             for command in step.commands:
@@ -104,21 +112,18 @@ class Check:
                 code = subprocess.run(command, cwd=self.root, stdout=output, stderr=output, check=False).returncode
                 if code:
                     break
-        self.state.runs[step.name] = {
-            "commit": self.commit,
-            "exit_code": code,
-            "seconds": round(time.monotonic() - started),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "log": log.relative_to(self.root).as_posix(),
-        }
+        record["exit_code"] = code
+        record["seconds"] = round(time.monotonic() - started)
+        record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.state.save()
         return code == 0
 
     def problem(self, step: Step) -> str:
         """Returns why a step is not done on this commit; empty if it is."""
         run = self.state.runs.get(step.name)
-        if run and self._is_current(run["commit"]) and run["exit_code"]:
-            return f"failed with exit code {run['exit_code']}: {run['log']}"
+        if run and self._is_current(run["commit"]) and run["exit_code"] != 0:
+            code = run["exit_code"]
+            return f"{'was stopped' if code is None else f'failed with exit code {code}'}: {run['log']}"
         if step.results:
             return self._problem_of_results(step)
         if run is None:
@@ -162,6 +167,9 @@ class Check:
                 return f"{file} is missing"
             if not self._is_current(commit, program):
                 return f"{file} is {f'of {_short(commit)}' if commit else 'of an unknown commit, or of several'}"
+            # Of programs that write their file after each run, and continue there.
+            if not _read(self.root / file).get("complete", True):
+                return f"{file} is incomplete"
         return ""
 
     def _set_aside(self, file: Path) -> None:
@@ -178,7 +186,7 @@ class Check:
     @staticmethod
     def _origin_of(path: Path) -> tuple[str, str]:
         """Returns the commit and the program of a result file; empty if they are unknown."""
-        report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        report = _read(path)
         return str(report.get("commit", "")), source.program_of(report.get("command", ""))
 
 
@@ -262,6 +270,11 @@ def checklist(check: Check, report: Callable[[str], None]) -> int:
         is_complete = False
     report("complete" if is_complete else "not complete")
     return 0 if is_complete else 1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns the content of a result file; empty if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _short(commit: str) -> str:

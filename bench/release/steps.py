@@ -18,6 +18,10 @@ _GRPC_VERSIONS = (
     *("--grpcio", "1.85.1", "1.74.0", "1.78.0", "1.84.2"),
     *("--variable", "GRPC_POLL_STRATEGY=poll", "--variable", "GRPC_EXPERIMENTS=-event_engine_listener"),
 )
+# Costs for simulations: Python per message and per text of one process as in fronts.json; batches so that a text takes a
+# core as long as in latency_breakdown.json.
+_PYTHON_US = ("--message-us", "294", "--item-us", "38")
+_BATCH_US = ("--batch-us", "150", "--compute-us", "500", "--token-us", "48")
 _IDEAS = ("recipe", "ema, layer decay")
 # In commands that are only shown, where POLYHEAD_DATA is not set.
 _DATA = "DATA"
@@ -121,7 +125,6 @@ def _server() -> list[Step]:
     modules = (
         "startup",
         "latency_breakdown",
-        "workers",
         "scaling",
         "front_cost",
         "tracing_cost",
@@ -131,11 +134,12 @@ def _server() -> list[Step]:
     )
     drift = ("--arm", "counting=", "--arm", "not counting=--drift-window-s 0")
     others = {
+        "workers": ("workers", *_PYTHON_US, *_BATCH_US),
         "fronts_limited": ("fronts", "--front-cores", "0.1", "--in-flight", "1024", "--seconds", "10"),
         "drift_throughput": ("flags", *drift),
         "grpc_versions": ("grpc_versions", *_GRPC_VERSIONS),
     }
-    simulation = _measure("bench.server.fronts_simulation", "fronts_simulation", f"{RESULTS}/fronts.json")
+    simulation = _measure("bench.server.fronts_simulation", "fronts_simulation", f"{RESULTS}/fronts.json", *_BATCH_US)
     return [
         *(
             Step(name, (_measure("bench.server.throughput", name, "--bundle", _BUNDLE, *arguments),), (name,))
@@ -196,6 +200,8 @@ def _export() -> list[Step]:
         Step(
             "export",
             (
+                # Only where the step model_quality has not trained it on this machine.
+                ("make", f"{run}/run.json", "CONFIG=training/configs/blitzer.toml", f"RUN={run}"),
                 (exporter, run, bundle, "--variant=int8", "--variant=int8-dynamic"),
                 *(
                     _measure(f"bench.export.{module}", name, *map(str, more))
@@ -204,7 +210,7 @@ def _export() -> list[Step]:
             ),
             tuple(measured),
             ("data",),
-            note="after model_quality; with openvino and nncf if they are installed",
+            note="with openvino and nncf if they are installed",
         )
     ]
 

@@ -90,6 +90,7 @@ def main() -> None:
                     arguments.data, name, head_set, arguments.work_dir, rows=arguments.rows, overrides=overrides
                 )
                 recorded.add(key, SYSTEMS[system](task, arguments.work_dir, name in LONG))
+    recorded.finish()
     print(table(recorded.runs))
 
 

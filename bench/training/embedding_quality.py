@@ -95,6 +95,7 @@ def main() -> None:
             if recorded.has(**key) or (system == BEFORE and seed):
                 continue
             recorded.add(key, _run(system, arguments, [*overrides, f"training.seed={seed}"], evaluated))
+    recorded.finish()
     print(table(recorded.runs))
 
 

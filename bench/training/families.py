@@ -81,6 +81,7 @@ def main() -> None:
             else:
                 figures = _measure_tiny(name, Path(folder))
         recorded.add({"checkpoint": name}, figures)
+    recorded.finish()
     print(table(recorded.runs))
     sys.exit(not all(_is_good(run) for run in recorded.runs))
 

@@ -134,6 +134,7 @@ def main() -> None:
                     else run(Path(folder), [*METHODS[method], *arguments.overrides], draw)
                 )
                 recorded.add({**key, "method": method}, figures)
+    recorded.finish()
     print(table(recorded.runs))
 
 

@@ -74,6 +74,7 @@ def main() -> None:
                 )
                 learned = SYSTEMS[system](task, arguments.work_dir)
                 recorded.add(key, {"seconds": round(learned.seconds, 1), "scores": task.scores(learned.logits)})
+    recorded.finish()
     print(table(recorded.runs))
 
 

@@ -8,9 +8,9 @@ one head has the epochs of the model with both, on the rows that have its label.
 configurations call POLYHEAD_DATA; for sst2_agnews, training/configs/split_sst2_agnews.py first writes its splits into
 the work directory.
 
-Runs are written as they end, and repeating the command continues where it stopped, also within a run; commands with
-other sets or seeds add theirs to the same file. The run directories stay in the work directory: bench.export measures
-them.
+Runs are written as they end, and repeating the command continues where it stopped, also within a run of the same code;
+commands with other sets or seeds add theirs to the same file. The run directories stay in the work directory:
+bench.export measures them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 from polyhead_training.config_file import read_config
 from polyhead_training.terminal import format_table
 
+from bench.harness import source
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.recorded_runs import RecordedRuns, Run, mean_text
 from bench.harness.servers import BIN
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("build/model_quality"), help="folder of the runs")
     add_output_flag(parser, Path("bench/results/model_quality.json"))
     arguments = parser.parse_args()
+    discard_other_code(arguments.work_dir)
     split = arguments.work_dir / "split"
     os.environ["POLYHEAD_DATA"] = str(arguments.data.resolve())
     os.environ["POLYHEAD_SPLIT"] = str(split.resolve())
@@ -100,7 +102,18 @@ def main() -> None:
                     destination = arguments.work_dir / f"{name}-{title}-{seed}".replace(" ", "-")
                     overrides = [*kept_head(model), f"training.seed={seed}", *arguments.overrides]
                     recorded.add(key, train(model.config, overrides, destination))
+    recorded.finish()
     print(table(recorded.runs))
+
+
+def discard_other_code(work_dir: Path) -> None:
+    """Removes a work directory whose runs are of other code, or of code that is not committed."""
+    commit = work_dir / "commit"
+    program = "bench.training.model_quality"
+    if commit.exists() and not source.is_same(commit.read_text(encoding="utf-8"), source.head(), program=program):
+        shutil.rmtree(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    commit.write_text(source.head(), encoding="utf-8")
 
 
 def kept_head(model: Variant) -> list[str]:
@@ -115,7 +128,7 @@ def kept_head(model: Variant) -> list[str]:
 
 def train(config: Path, overrides: Sequence[str], destination: Path) -> dict[str, Any]:
     """Trains one run, or continues it, and returns its figures on the test rows."""
-    # A complete run that is not recorded is of other code.
+    # A complete run that is not recorded may be of another command.
     shutil.rmtree(destination, ignore_errors=True)
     flags = [part for override in overrides for part in ("--set", override)]
     command = [BIN / "polyhead-train", config, "--resume", "--output-dir", destination, *flags]

@@ -101,6 +101,7 @@ def main() -> None:
                 overrides = [*CASES[case], _TRAINING, "training.checkpoint_steps=2"]
                 flags = [part for override in overrides for part in ("--set", override)]
                 recorded.add({"case": case}, measure([str(folder / "config.toml"), *flags], arguments.kills, folder))
+    recorded.finish()
     lines = [[run["case"], str(run["kills"]), str(run["bit_equal"]), str(run["steps"])] for run in recorded.runs]
     print(format_table(["case", "kills", "bit-equal", "steps"], lines))
     sys.exit(any(run["bit_equal"] < run["kills"] or not run["control_differs"] for run in recorded.runs))

@@ -71,6 +71,7 @@ def main() -> None:
                 rows = rows or read(arguments.data, name, arguments.rows, embedders)
                 for figures in measure(rows, seed):
                     recorded.add({"set": name, "seed": seed}, figures)
+    recorded.finish()
     for variant in VARIANTS:
         print(f"{variant}:\n{promise_table(recorded.runs, variant)}")
 

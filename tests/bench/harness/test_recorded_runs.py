@@ -23,7 +23,10 @@ def test_repeated_call_finds_the_runs_of_the_first(tmp_path: Path) -> None:
     second.add({"system": "a", "seed": 1}, {"accuracy": 0.6})
     content = json.loads(path.read_text())
     assert [run["accuracy"] for run in content["runs"]] == [0.5, 0.6]
-    assert set(content) == {"date", "commit", "command", "cores", "cpu", "versions", "settings", "runs"}
+    assert set(content) == {"date", "commit", "command", "cores", "cpu", "versions", "settings", "complete", "runs"}
+    assert not content["complete"]
+    second.finish()
+    assert json.loads(path.read_text()) == content | {"complete": True}
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

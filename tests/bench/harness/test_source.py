@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from pathlib import Path
 
+import grimp
 import pytest
 
 from bench.harness import source
@@ -77,6 +79,43 @@ def test_every_dependency_exists() -> None:
     assert [
         name for name in names if not (source.ROOT / name).exists() and not (source.ROOT / f"{name}.py").exists()
     ] == []
+
+
+def test_programs_import_only_what_they_depend_on() -> None:
+    modules = {path: ".".join(path.relative_to(source.ROOT).with_suffix("").parts) for path in _programs()}
+    packages = [f"polyhead_{name}" for name in ("bulk", "bundle", "client", "export", "rows", "server", "training")]
+    graph = grimp.build_graph("bench", "tests", *packages)
+    # What programs of training take from these is the number of cores and the paths of commands; the others depend on
+    # the server anyway.
+    for importer in ("bench.harness.results", "bench.harness.servers"):
+        for imported in graph.find_modules_directly_imported_by(importer):
+            if imported.startswith("polyhead_server."):
+                graph.remove_import(importer=importer, imported=imported)
+    found = []
+    for module in modules.values():
+        allowed = (*source.dependencies(module), *source.UNMEASURED)
+        for imported in (module, *graph.find_upstream_modules(module)):
+            spec = importlib.util.find_spec(imported)
+            assert spec
+            assert spec.origin
+            path = Path(spec.origin).relative_to(source.ROOT).as_posix()
+            if not f"{path}/".startswith(tuple(f"{one}/" for one in allowed)):
+                found.append(f"{module} imports {path}")
+    assert len(modules) > 40
+    assert found == []
+
+
+def _programs() -> list[Path]:
+    """Returns the files of the programs whose dependencies are listed."""
+    folders = {
+        name.replace(".", "/") for name in source._DEPENDENCIES if (source.ROOT / name.replace(".", "/")).is_dir()
+    }
+    return sorted(
+        path
+        for folder in folders
+        for path in (source.ROOT / folder).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("command", ["", "make compare", "polyhead-train config.toml"])

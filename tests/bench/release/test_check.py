@@ -93,6 +93,27 @@ def test_a_stopped_check_continues(repository: Repository) -> None:
     assert repository.count() == "12"
 
 
+def test_a_step_that_was_stopped_is_not_done(repository: Repository) -> None:
+    assert repository.run()[0] == 0
+    stop = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    script = (
+        "import pathlib, sys; from bench.harness import source; from bench.release.check import Check, State; "
+        "from bench.release.steps import Step; root = pathlib.Path(); "
+        f"step = Step('speed', ((sys.executable, '-c', {stop!r}),), ('speed',)); "
+        f"Check(root, [step], [], source.head(root), State.load(root / {program.STATE!r})).run(step)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=repository.root, check=False)
+    assert "[ ] speed: was stopped: build/release/logs/speed.log" in repository.run("--list")[1]
+    assert repository.run()[0] == 0
+
+
+def test_a_result_file_without_all_runs_is_not_done(repository: Repository) -> None:
+    assert repository.run()[0] == 0
+    path = repository.root / RESULTS / "speed.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
+    assert "[ ] speed: bench/results/speed.json is incomplete" in repository.run("--list")[1]
+
+
 def test_a_step_that_failed_is_reported_and_runs_again(repository: Repository) -> None:
     good = repository.steps[0]
     repository.steps[0] = Step("first", ((sys.executable, "-c", "print('words'); raise SystemExit(3)"), *good.commands))
@@ -220,5 +241,7 @@ def test_programs_of_the_steps_exist() -> None:
     modules = {command[2] for step in steps() for command in step.commands if command[1] == "-m"}
     assert {module for module in modules if not (ROOT / f"{module.replace('.', '/')}.py").exists()} == set()
     targets = {command[1] for step in steps() for command in step.commands if command[0] == "make"}
-    makefile = (ROOT / "Makefile").read_text().replace("$(BUNDLE)/", "build/demo/bundle/")
+    makefile = (ROOT / "Makefile").read_text()
+    for variable, value in (("BUNDLE", "build/demo/bundle"), ("RUN", "build/model_quality/blitzer-both-heads-0")):
+        makefile = makefile.replace(f"$({variable})/", f"{value}/")
     assert {target for target in targets if f"\n{target}:" not in makefile} == set()
