@@ -18,8 +18,8 @@ _GRPC_VERSIONS = (
     *("--grpcio", "1.85.1", "1.74.0", "1.78.0", "1.84.2"),
     *("--variable", "GRPC_POLL_STRATEGY=poll", "--variable", "GRPC_EXPERIMENTS=-event_engine_listener"),
 )
-# Costs for simulations: Python per message and per text of one process as in fronts.json; batches so that a text takes a
-# core as long as in latency_breakdown.json.
+# Costs for simulations: Python per message and per text of one process as in fronts.json; those of batches such that a
+# text takes a core as long as in latency_breakdown.json.
 _PYTHON_US = ("--message-us", "294", "--item-us", "38")
 _BATCH_US = ("--batch-us", "150", "--compute-us", "500", "--token-us", "48")
 _IDEAS = ("recipe", "ema, layer decay")
