@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support import demo
+
+# The environments of the adapters and of Ray do without it.
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says something about the machine.
+    settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ def test_file_of_another_kind_is_rejected(tmp_path: Path, content: bytes) -> Non
         bundle.load(tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(),
     values=st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2),

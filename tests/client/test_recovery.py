@@ -124,7 +124,7 @@ def test_deadline_covers_a_broken_stream_that_waits_for_texts(client: Face, serv
     servicer.stream_failures = [(1, UNAVAILABLE)]
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     waiting.put("one")
-    answers = client.stream(iter(waiting.get, "stop"), deadline_s=1.0)
+    answers = client.stream(iter(waiting.get, "stop"), deadline_s=3.0)
     assert label(next(answers)) == "one"
     with pytest.raises(DeadlineExceededError):
         next(answers)
@@ -246,13 +246,22 @@ def test_hedging_is_limited_by_its_budget(connect: Any, servicer: FakeServicer) 
     assert len(servicer.calls) <= 4  # without a budget 6
 
 
-def test_failure_of_one_hedged_call_waits_for_the_other(connect: Any, servicer: FakeServicer) -> None:
-    client = connect(servicer.target, hedge_after_s=0.5)
+def test_failure_of_one_hedged_call_waits_for_the_other(
+    connect: Any, servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(servicer.target, hedge_after_s=3)
     servicer.gate.clear()
+    wait, waits = servicer.gate.wait, threading.Event()
+
+    def wait_at_the_gate() -> bool:
+        waits.set()
+        return wait()
+
+    monkeypatch.setattr(servicer.gate, "wait", wait_at_the_gate)
     answered: list[Any] = []
     thread = threading.Thread(target=lambda: answered.extend(client.analyze(["text"])))
     thread.start()
-    wait_until(lambda: len(servicer.calls) == 1)
+    assert waits.wait(20)
     servicer.unary_failures = [grpc.StatusCode.INTERNAL]  # the second call fails with it
     wait_until(lambda: not servicer.unary_failures)
     threading.Timer(0.3, servicer.gate.set).start()  # after the client has received the failure

@@ -134,7 +134,7 @@ def test_slow_work_is_finished(start: Start, demo_bundle: Path, hang: Hang) -> N
 
 
 def test_engine_that_hangs_permanently_ends_the_process(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    server = start(demo_bundle, "--batch-timeout-s", "1", "--drain-timeout-s", "1", environment=hang.environment)
+    server = start(demo_bundle, "--batch-timeout-s", "5", "--drain-timeout-s", "1", environment=hang.environment)
     server.wait_until_serving()
     assert answered(server)
     hang.begin()

@@ -59,7 +59,7 @@ def read(path: Path) -> list[tuple[object, ...]]:
 
 
 @given(rows_of_strings)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_strings_are_equal_in_every_format(rows: list[tuple[str, str | None, str]]) -> None:
     expected = [(text, label) for text, label, _ in rows]
     with TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ numbers = st.one_of(st.integers(-(2**53), 2**53), st.floats(-1e15, 1e15).map(lam
 
 
 @given(st.lists(st.one_of(st.none(), numbers), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_numbers_are_equal_labels_in_every_format(values: list[float | None]) -> None:
     """CSV holds digits, JSON numbers, and Parquet one type for the column."""
     head = HeadConfig(name="topic", kind="softmax")
@@ -89,7 +89,7 @@ def test_numbers_are_equal_labels_in_every_format(values: list[float | None]) ->
 
 
 @given(st.lists(st.one_of(st.none(), st.booleans()), min_size=1, max_size=8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_booleans_are_equal_labels_in_every_format(values: list[bool | None]) -> None:
     head = HeadConfig(name="topic", kind="softmax")
     with TemporaryDirectory() as folder:

@@ -56,7 +56,7 @@ def test_port_is_reserved_until_its_process_ends(candidate_ports: list[int]) -> 
 def test_port_with_a_listener_is_skipped(candidate_ports: list[int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        candidate_ports += [port, port + 1, port + 2]
+        candidate_ports += range(port, port + 50)
         assert free_port() > port
 
 

@@ -17,7 +17,7 @@ from bench.loadgen.launch import figures_of, run_load, run_loads, start_load
 from tests.support.demo import ROOT
 from tests.support.fake_server import FakeServicer, serve_fake
 
-SECONDS = 1.0
+SECONDS = 2.0
 IN_FLIGHT = 10_000
 
 

@@ -82,7 +82,7 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_uninterrupted_output
         command = start(*arguments)
         # Not before the run has made progress; then at any moment.
         wait_for(lambda done=done, command=command: len(list(out.glob("part-*"))) > done or not command.is_running)  # type: ignore[misc]
-        time.sleep(chosen.uniform(0, 0.3))
+        time.sleep(chosen.uniform(0, 0.1))
         interrupted += command.is_running
         command.kill()
         records = [json.loads(path.read_bytes()) for path in (out / "_parts").glob("*.json")]

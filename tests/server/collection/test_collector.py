@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import errno
 import gc
@@ -68,6 +67,12 @@ class Held(RowFiles):
 
 
 Start = Callable[..., tuple[Collector, Pipeline]]
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer to write what waits than a server waits when it stops."""
+    monkeypatch.setattr(module, "_CLOSE_TIMEOUT_S", 50.0)
 
 
 @pytest.fixture
@@ -249,8 +254,6 @@ async def test_text_that_cannot_be_redacted_is_dropped(
     await outcomes(pipeline, message("w1 b", "a" * 60, "w2 c"))
     await pipeline.close()
     await collector.close()
-    # A busy machine takes longer than that to give the process its second.
-    await asyncio.to_thread(collector._thread.join, 50)
     assert sorted(row["text"] for row in rows(tmp_path)) == ["[word] b", "[word] c"]
     assert [row["_collected"]["redacted"] for row in rows(tmp_path)] == [1, 1]
     assert counts.uncollected == {"redaction_failed": 1}

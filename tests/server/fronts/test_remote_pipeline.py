@@ -14,6 +14,7 @@ from polyhead_server.errors import (
     TextTooLongError,
 )
 from polyhead_server.fronts.remote_pipeline import RemotePipeline
+from polyhead_server.inference import scheduler
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import (
     Flow,
@@ -31,7 +32,7 @@ from polyhead_server.settings import Settings
 from tests.support.fake_engine import embedding_of
 from tests.support.front_processes import TIMEOUT_S, EngineProcess, Front
 from tests.support.polling import until
-from tests.support.submissions import WINDOW, embedding, message
+from tests.support.submissions import WINDOW, FakeClock, embedding, message
 
 from .conftest import MakeModel, StartEngine, StartFront
 
@@ -168,16 +169,19 @@ async def test_a_unary_call_is_refused_by_the_queue_of_all_fronts(
     assert engine.core.scheduler.accounting.snapshot()[:6] == (0,) * 6
 
 
-async def test_a_deadline_that_passes_in_the_queue_is_an_error(pair: tuple[EngineProcess, Front]) -> None:
+async def test_a_deadline_that_passes_in_the_queue_is_an_error(
+    pair: tuple[EngineProcess, Front], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, front = pair
     engine.engine.gate.clear()
     blocker = await front.pipeline.submit(message("w9"), Flow(unary=True), None)
     await engine.engine.hold()
-    late = await front.pipeline.submit(message("w1"), Flow(unary=True), time.monotonic() + 0.05)
+    late = await front.pipeline.submit(message("w1"), Flow(unary=True), time.monotonic() + 1000)
     await until(lambda: engine.core.scheduler.accounting.waiting_items == 1)
-    await asyncio.sleep(0.06)
-    engine.engine.gate.set()
-    (outcome,) = await answered(late)
+    with monkeypatch.context() as later:
+        later.setattr(scheduler, "time", FakeClock(time.monotonic() + 2000))
+        engine.engine.gate.set()
+        (outcome,) = await answered(late)
     assert isinstance(outcome, ExpiredError)
     await answered(blocker)
     assert len(engine.engine.batch_shapes) == 1

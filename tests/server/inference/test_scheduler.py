@@ -221,7 +221,7 @@ async def test_cost_of_taking_hardly_depends_on_the_number_of_waiting_entries(sc
 
     few = min(seconds_a_take(500) for _ in range(3))
     # Looking at every entry, it was 0.3 ms with 2,000 and 9.6 ms with 20,000.
-    assert seconds_a_take(20_000) < 10 * few
+    assert min(seconds_a_take(20_000) for _ in range(3)) < 10 * few
 
 
 async def test_two_idle_workers_divide_the_waiting_entries(scheduler: BatchScheduler) -> None:

@@ -38,7 +38,7 @@ def test_only_wordpiece_has_a_word_cache(kind: str, pair: tuple[Tokenizer, Token
     assert (pair[0]._words is not None) == (kind == "WordPiece")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(TEXTS, min_size=1, max_size=4))
 def test_cached_ids_equal_those_of_the_library(kind: str, pair: tuple[Tokenizer, Tokenizer], texts: list[str]) -> None:
     library = TOKENIZERS[kind]()

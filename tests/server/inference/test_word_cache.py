@@ -246,7 +246,7 @@ SEPARATORS = [
 PARTS = st.sampled_from([*PIECES, "hello" * 9, "b" * 99, "x" * 120, "h\u00e9llo", "\u00c5", "\U0001d400"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(PARTS, st.sampled_from(SEPARATORS)), max_size=60), st.integers(1, 40))
 @pytest.mark.parametrize("tokenizer", [LOWER, CASED], ids=["uncased", "cased"])
 def test_text_that_is_cut_at_boundaries_has_the_same_tokens(

@@ -87,13 +87,13 @@ async def reloads(bundle: Path, steps: list[Step], accepted: Callable[[], bool])
 
 
 CASES: dict[str, tuple[list[Step], list[int]]] = {
-    "each new manifest once": ([nothing, write("bundle.json", "2"), nothing, replace_manifest("3"), nothing], [2, 4]),
+    "each new manifest once": ([nothing, write("bundle.json", "22"), nothing, replace_manifest("3"), nothing], [2, 4]),
     "not its mode": ([nothing, change_mode, nothing], []),
     "not its time": ([nothing, change_time, nothing], []),
     "not the same content": ([nothing, write("bundle.json", "1"), nothing], []),
     "another file of the same content": ([nothing, replace_manifest("1"), nothing], [2]),
     "not other files of a bundle that serves": ([write("model.onnx", "2"), nothing, nothing], []),
-    "once it is there again": ([remove_manifest, nothing, write("bundle.json", "2"), nothing], [3]),
+    "once it is there again": ([remove_manifest, nothing, write("bundle.json", "22"), nothing], [3]),
     "not if it was gone for a moment": ([remove_manifest, nothing, restore_manifest, nothing], []),
     "not a pipe, which would block": ([replace_by_a_pipe, nothing], []),
 }
@@ -112,7 +112,7 @@ async def test_incomplete_bundle_is_reloaded_once_its_files_have_come_to_rest(bu
         return (bundle / "torch/config.json").exists()
 
     steps = [
-        write("bundle.json", "2"),
+        write("bundle.json", "22"),
         nothing,
         write("model.onnx", "22"),
         write("model.onnx", "2222"),
@@ -126,7 +126,7 @@ async def test_incomplete_bundle_is_reloaded_once_its_files_have_come_to_rest(bu
 
 
 async def test_refused_bundle_is_not_loaded_again_until_it_changes(bundle: Path) -> None:
-    steps = [write("bundle.json", "2"), nothing, nothing, nothing, replace_manifest("3"), nothing, nothing]
+    steps = [write("bundle.json", "22"), nothing, nothing, nothing, replace_manifest("3"), nothing, nothing]
     assert await reloads(bundle, steps, lambda: False) == [1, 5]
 
 

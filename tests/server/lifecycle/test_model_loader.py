@@ -64,8 +64,9 @@ async def test_load_that_hangs_is_abandoned_and_another_may_follow(loads: Loads)
         await loader.load()
     assert caught.value.transient
     # What the engine computes is stopped.
-    assert loads.engines[0].closed
+    await until(lambda: loads.engines and loads.engines[0].closed)
     loads.hang = False
+    loader._timeout_s = 20
     model = await loader.load()
     assert not loads.engines[1].closed
     assert model is cast(Any, loads.models[0])
@@ -85,9 +86,10 @@ async def test_abandoned_loads_are_bounded(loads: Loads) -> None:
             await loader.load()
     with pytest.raises(StartupError, match="still running; restart the server"):
         await loader.load()
-    assert len(loads.engines) == MAX_ABANDONED
+    await until(lambda: len(loads.engines) == MAX_ABANDONED)
     loads.resume.set()
     loads.hang = False
+    loader._timeout_s = 20
     await until(lambda: len(loads.models) >= MAX_ABANDONED and all(model.closed.is_set() for model in loads.models))
     await loader.load()
 

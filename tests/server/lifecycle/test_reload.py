@@ -150,6 +150,8 @@ async def test_accepted_items_are_answered_however_long_it_takes(
     (closing,) = server.reloader.closing
     await asyncio.wait({closing}, timeout=0.2)
     assert not closing.done()
+    # For the threads, once there is nothing to wait for.
+    monkeypatch.setattr(engine_core, "JOIN_TIMEOUT_S", 10.0)
     engine.gate.set()
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*accepted))
     await closing

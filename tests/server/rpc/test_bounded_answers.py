@@ -125,7 +125,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(
     options=OPTIONS,
     tasks=st.lists(st.one_of(st.integers(1, 3), NUMBERS), max_size=3),

@@ -236,7 +236,7 @@ def wide(manifest: bundle.Manifest, dimensions: int, labels: int, heads: int) ->
     return ResponseEncoder(changed, bundle.Fingerprints("e" * 16, {head.name: "f" * 16 for head in every}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dimensions=st.sampled_from([1, 384, 1024, 4096]),
     labels=st.sampled_from([2, 30, 700]),
@@ -291,7 +291,7 @@ def test_responses_of_single_answers_concatenate(encoder: ResponseEncoder) -> No
         ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     probabilities=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
     item_id=st.text(max_size=200),

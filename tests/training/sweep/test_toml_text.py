@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from polyhead_training.sweep.toml_text import toml_text
 
@@ -19,7 +19,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(TEXT, VALUES, max_size=4))
 def test_written_values_are_read_again(values: dict[str, object]) -> None:
     assert tomllib.loads(toml_text(values)) == values

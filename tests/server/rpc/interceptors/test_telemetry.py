@@ -133,8 +133,9 @@ async def test_call_that_ends_at_its_deadline_is_not_counted_as_cancelled(
     observed: Observed, engine: FakeEngine
 ) -> None:
     engine.gate.clear()
+    await observed.channel.channel_ready()
     with pytest.raises(aio.AioRpcError):
-        await observed.stub.Analyze(request("w1"), timeout=0.2)
+        await observed.stub.Analyze(request("w1"), timeout=2)
     await observed.until_ended("Analyze", "DEADLINE_EXCEEDED")
     engine.gate.set()
 
