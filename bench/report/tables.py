@@ -40,6 +40,8 @@ HIDDEN = {"upper_bound", "messages", "answered", "single_text_ms", "p90_ms", "of
 _RATES = {"items_per_s", "texts_per_s", "texts_per_cpu_s", "tokens_per_s"}
 INTEGERS = _RATES | {"errors", "rss_before_mb", "rss_mb", "peak_rss_mb"}
 DIGITS = {"accuracy": 3, "cpu_efficiency": 3}
+# Zero for a server whose processes leave its session, so that their time is not seen: BentoML's do.
+UNKNOWN_IF_ZERO = {"server_cpu_ms_per_text"}
 
 
 def spread_table(first: str, rows: Rows) -> str:
@@ -67,8 +69,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], text_columns: 
 
 
 def spread(values: Sequence[float] | None, figure: str = "") -> str:
-    """Formats [median, lowest, highest]; the range is omitted where it is empty."""
-    if values is None:
+    """Formats [median, lowest, highest]; the range is omitted where it is empty, and all if the figure is unknown."""
+    if values is None or (figure in UNKNOWN_IF_ZERO and not any(values)):
         return ""
     digits = _digits(figure, values[0])
     shown = [f"{value:,.{digits}f}" for value in values]

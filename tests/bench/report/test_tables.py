@@ -9,6 +9,8 @@ def test_range_is_omitted_where_it_is_empty() -> None:
     assert spread([0.501, 0.5, 0.502], "efficiency") == "0.50"
     assert spread([0.846], "accuracy") == "0.846"
     assert spread(None) == ""
+    assert spread([0.0, 0.0, 0.0], "server_cpu_ms_per_text") == ""
+    assert spread([0.0, 0.0, 0.0], "padding") == "0.00"
 
 
 def test_digits_depend_on_the_figure() -> None:
