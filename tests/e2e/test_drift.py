@@ -100,7 +100,7 @@ def test_drift_is_named_by_head_and_a_reload_begins_anew(
         code, report, _ = send_until_told(server, target, COMPLAINTS)
     assert code == 1
     answers = {one["head"]: one["bins"] for one in report["measures"] if one["name"] == "answers"}
-    assert {bin_["name"]: bin_["observed"] for bin_ in answers["topic"]}["billing"] > 0.9
+    assert {bin_["name"]: bin_["observed"] for bin_ in answers["topic"]}["billing"] > 0.7
     wait_until(lambda: samples(port, "polyhead_drift_detected").get(("topic", "answers")) == 1, "the gauge shows it")
     assert samples(port, "polyhead_drift_distance")["topic", "answers"] > 0.5
     assert server.stop() == 0

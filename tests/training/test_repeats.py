@@ -262,8 +262,10 @@ def test_wrong_label_is_in_the_label_noise_report(
     write_jsonl("train.jsonl", found)
     repeats(folds_config, tmp_path / "run").train_folds(4)
     suspects = content(tmp_path / "run", "label_noise.json")["topic"]["suspects"]
-    assert [suspects[0][key] for key in ("line", "label", "predicted")] == [8, "a", "b"]
-    assert suspects[0]["path"].endswith("train.jsonl")
+    # Not always the first: these models see a few rows.
+    (wrong,) = (one for one in suspects[:3] if one["line"] == 8)
+    assert (wrong["label"], wrong["predicted"]) == ("a", "b")
+    assert wrong["path"].endswith("train.jsonl")
 
 
 def test_stopped_folds_resume_to_the_same_bytes(folds_config: Config, tmp_path: Path) -> None:

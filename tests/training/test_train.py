@@ -202,7 +202,7 @@ def test_distillation_keeps_the_embedding_near(configure: Configure, tmp_path: P
         fresh, trained = build_model(config, backbone, data.heads), load_run(tmp_path / str(weight)).model
         before, after = (embed(model, rows, 4, Accelerator(cpu=True)) for model in (fresh, trained))
         moved[weight] = float((1 - (before * after).sum(axis=1)).mean())
-    assert moved[10.0] < 0.2 * moved[0.0]
+    assert moved[10.0] < 0.4 * moved[0.0]
 
 
 def test_configured_trackers_receive_the_metrics(configure: Configure, tmp_path: Path) -> None:

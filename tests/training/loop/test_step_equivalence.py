@@ -45,7 +45,7 @@ def test_gradient_accumulation_equals_a_larger_batch(
         overrides = [f"training.batch_size={size}", f"training.gradient_accumulation={accumulation}"]
         train(configure(*deterministic, *overrides), tmp_path / name, max_steps=20, report=ignore)
     assert len(losses(tmp_path / "whole")) == 2
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
     assert losses(tmp_path / "small") != pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
 
 
