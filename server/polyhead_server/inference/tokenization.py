@@ -309,8 +309,13 @@ class Tokenizer:
         words = ("a", "b")
         # Word by word, because a template that repeats the text does so without special tokens, too.
         plain = [number for word in words for number in self._tokenizer.encode(word, add_special_tokens=False).ids]
-        # A tokenizer that puts anything else around a text, or repeats it, is left to the library.
-        as_expected = self._tokenizer.encode(" ".join(words)).ids == [*leading, *plain, *trailing]
+        # A tokenizer that puts anything else around a text, or repeats it, is left to the library. A letter is one
+        # token, so that a repetition shows even where the vocabulary has neither word.
+        as_expected = len(plain) == len(words) and self._tokenizer.encode(" ".join(words)).ids == [
+            *leading,
+            *plain,
+            *trailing,
+        ]
         return WordCache(self._tokenizer, leading, trailing) if as_expected else None
 
     def _cut(  # noqa: PLR0917
