@@ -28,7 +28,7 @@ def parse_names(parser: argparse.ArgumentParser, known: Mapping[str, Sequence[st
 
 
 def install(folder: Path, requirements: Mapping[str, Sequence[str]], python: str = sys.executable) -> None:
-    """Recreates environments, each in a folder of its name.
+    """Creates environments, each in a folder of its name; those with the same requirements and Python stay.
 
     Args:
         folder: Parent of the environments.
@@ -44,9 +44,17 @@ def install(folder: Path, requirements: Mapping[str, Sequence[str]], python: str
 
 
 def _install(environment: Path, requirements: Sequence[str], python: str) -> bool:
+    # Written when all packages are installed.
+    installed, content = environment / "installed.txt", "\n".join([python, *requirements, ""])
+    if installed.exists() and installed.read_text(encoding="utf-8") == content:
+        print(f"{environment.name}: installed", flush=True)
+        return True
     print(f"{environment.name}: installing", flush=True)
     subprocess.run([python, "-m", "venv", "--clear", str(environment)], check=True)
     pip = [str(environment / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
     # torch first and by its exact version, so that an index with a CPU wheel can provide it.
     torch = [[one] for one in requirements if one.startswith("torch==")]
-    return all(subprocess.run([*pip, *part], check=False).returncode == 0 for part in [*torch, requirements])
+    if any(subprocess.run([*pip, *part], check=False).returncode for part in [*torch, requirements]):
+        return False
+    installed.write_text(content, encoding="utf-8")
+    return True

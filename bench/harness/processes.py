@@ -23,14 +23,22 @@ def cpu_s(pid: int) -> float:
 
 
 def session_cpu_s(session: int) -> float:
-    """Returns the user and system time of all processes of a session in seconds, without those that have ended."""
-    total = 0.0
+    """Returns the user and system time of a session's processes and their descendants in seconds.
+
+    Descendants may have sessions of their own, as the workers of some process managers have. Processes that have ended
+    are not counted.
+    """
+    found: dict[int, list[str]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         # A process may end while it is inspected.
         with contextlib.suppress(OSError):
-            if os.getsid(int(folder.name)) == session:
-                total += _cpu_s(folder)
-    return total
+            found[int(folder.name)] = _stat(folder)
+    members: set[int] = set()
+    added = {pid for pid, fields in found.items() if int(fields[3]) == session}
+    while added:
+        members |= added
+        added = {pid for pid, fields in found.items() if int(fields[1]) in added} - members
+    return sum(_seconds(found[pid]) for pid in members)
 
 
 def thread_cpu_s(pid: int) -> dict[int, float]:
@@ -39,5 +47,13 @@ def thread_cpu_s(pid: int) -> dict[int, float]:
 
 
 def _cpu_s(folder: Path) -> float:
-    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    return _seconds(_stat(folder))
+
+
+def _stat(folder: Path) -> list[str]:
+    """Returns the fields of a process or thread from its state on: state, parent, group, session, ..."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
+
+
+def _seconds(fields: list[str]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -45,7 +45,7 @@ def read_parquet(path: Path, fields: frozenset[str] | None) -> Iterator[RawRow |
         limit = max(EXPANSION_ALLOWANCE, MAX_EXPANSION * path.stat().st_size)
         # Of all columns: if the metadata of one is damaged, pyarrow ends the process when it is asked for.
         if sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)) > limit:
-            yield _expansion(path, 0)
+            yield _expansion(path, 0, "remove repeated rows and columns that are not used")
             return
         for batch in _batches(path, metadata, columns, strings):
             found = {name: _values(batch.column(batch.schema.get_field_index(name))) for name in columns}
@@ -54,7 +54,7 @@ def read_parquet(path: Path, fields: frozenset[str] | None) -> Iterator[RawRow |
                 values = {name: column[index] for name, column in found.items()}
                 limit -= sum(len(value) for value in values.values() if isinstance(value, str))
                 if limit < 0:
-                    yield _expansion(path, row)
+                    yield _expansion(path, row, "remove repeated rows")
                     return
                 yield checked(RawRow(path, row, values, names))
     # Names of columns that are not UTF-8 are a ValueError.
@@ -64,9 +64,9 @@ def read_parquet(path: Path, fields: frozenset[str] | None) -> Iterator[RawRow |
         yield Problem(path, 0, f"cannot be read {where}: {first}; write the file again", is_final=True)
 
 
-def _expansion(path: Path, row: int) -> Problem:
-    reason = f"its values are more than {MAX_EXPANSION} times as large as the file; remove repeated rows"
-    return Problem(path, row, reason, is_final=True)
+def _expansion(path: Path, row: int, fix: str) -> Problem:
+    reason = f"its values are more than {MAX_EXPANSION} times as large as the file"
+    return Problem(path, row, f"{reason}; {fix}", is_final=True)
 
 
 def _batches(path: Path, metadata: Any, columns: list[str], strings: list[str]) -> Iterator[Any]:

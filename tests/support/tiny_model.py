@@ -30,6 +30,7 @@ from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.run_directory import EVALUATION_NAME, write_json, write_run
 
 from tests.support import demo
+from tests.support.tiny_tokenizers import bert
 
 MAX_TOKENS = 48
 HEADS = (
@@ -106,17 +107,8 @@ def shared_graphs() -> Iterator[None]:
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
-    """Returns a WordPiece tokenizer trained on ``SENTENCES``."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        "[CLS] $A [SEP]", None, [(token, special.index(token)) for token in ("[CLS]", "[SEP]")]
-    )
-    return tokenizer
+    """Returns a WordPiece tokenizer for ``SENTENCES``, the same in every process."""
+    return bert(SENTENCES, ["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
 
 
 def write_run_directory(path: Path, model: PolyheadModel) -> Path:

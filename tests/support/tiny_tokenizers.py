@@ -1,8 +1,8 @@
-"""Small tokenizers of each kind, trained on a few sentences."""
+"""Small tokenizers of each kind, for a few sentences."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -16,23 +16,34 @@ SENTENCES = [
 ]
 
 
-@functools.cache  # Training it again would number its tokens in another order.
-def _trained_wordpiece() -> str:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def bert(sentences: Sequence[str], special: Sequence[str]) -> Tokenizer:
+    """Returns an uncased WordPiece tokenizer that knows the words and the characters of some sentences.
+
+    A trained one would number its tokens anew in every process: random weights would see other inputs each time.
+    """
+    tokenizer = Tokenizer(models.WordPiece())
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    words = _words(tokenizer, sentences)
+    letters = sorted(set("".join(words)))
+    pieces = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer.model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    tokenizer.add_special_tokens(list(special))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     )
-    return tokenizer.to_str()
+    return tokenizer
+
+
+def _words(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[str]:
+    normalized = map(tokenizer.normalizer.normalize_str, sentences)
+    return sorted({word for line in normalized for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(line)})
 
 
 def wordpiece() -> Tokenizer:
     """Returns an uncased WordPiece tokenizer, as in BERT, MPNet and ELECTRA."""
-    return Tokenizer.from_str(_trained_wordpiece())
+    return bert(SENTENCES, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
 
 
 def byte_pairs() -> Tokenizer:
@@ -51,21 +62,20 @@ def byte_pairs() -> Tokenizer:
 
 def unigram() -> Tokenizer:
     """Returns a tokenizer as SentencePiece's unigram models are converted, with BERT's special tokens."""
-    return Tokenizer.from_str(_trained_unigram())
-
-
-@functools.cache
-def _trained_unigram() -> str:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    words = _words(tokenizer, SENTENCES)
+    # Log probabilities: a word is likelier than its letters.
+    scores = {**dict.fromkeys(special, 0.0), **dict.fromkeys(words, -4.0)}
+    scores |= {letter: -6.0 for letter in sorted(set("".join(words))) if letter not in scores}
+    tokenizer.model = models.Unigram(list(scores.items()), unk_id=special.index("<unk>"))
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]", special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")]
     )
-    return tokenizer.to_str()
+    return tokenizer
 
 
 TOKENIZERS = {"WordPiece": wordpiece, "BPE": byte_pairs, "Unigram": unigram}

@@ -34,6 +34,8 @@ def test_torch_comes_first_and_failures_are_named(tmp_path: Path, monkeypatch: p
 
     def run(command: list[str], *, check: bool) -> Any:
         commands.append(command)
+        if check:
+            Path(command[-1]).mkdir(exist_ok=True)
         return subprocess.CompletedProcess(command, 0 if check or "b==1" not in command else 1)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -42,3 +44,10 @@ def test_torch_comes_first_and_failures_are_named(tmp_path: Path, monkeypatch: p
     assert commands[0] == ["python3.11", "-m", "venv", "--clear", str(tmp_path / "one")]
     pip = [str(tmp_path / "one/bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
     assert commands[1:3] == [[*pip, "torch==2"], [*pip, "a==1", "torch==2"]]
+    # What was installed stays; what failed, or has other requirements now, is installed again.
+    commands.clear()
+    environments.install(tmp_path, {"one": KNOWN["one"]}, "python3.11")
+    assert not commands
+    with pytest.raises(SystemExit, match="not installed: other;"):
+        environments.install(tmp_path, {"one": [*KNOWN["one"], "c==1"], "other": KNOWN["other"]}, "python3.11")
+    assert [Path(command[-1]).name for command in commands if "venv" in command] == ["one", "other"]
