@@ -187,6 +187,8 @@ class _Resource:
                 response = await self._respond(call, endpoint)
                 response.headers[REQUEST_ID] = own_id
                 try:
+                    if isinstance(response, Response):
+                        call.hold(len(response.body))
                     await response.send(exchange)
                 except ServerError as error:
                     # A stream may be refused at its start.

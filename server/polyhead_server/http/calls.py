@@ -71,6 +71,23 @@ class Call:
         limit = self.backend.settings.max_held_bytes
         if more and self.models.body_bytes + more > limit:
             raise OverloadedError.bodies(limit)
+        self._count(more)
+
+    def hold(self, size: int) -> None:
+        """Counts the bytes of the response in place of those of the body, until ``release``.
+
+        Raises:
+            OverloadedError: The bodies and responses of all calls are too large together.
+        """
+        self.release()
+        more = max(0, size - _SMALL_BODY_BYTES)
+        limit = self.backend.settings.max_held_bytes
+        # A response that is larger than the limit is sent on its own.
+        if more and self.models.body_bytes and self.models.body_bytes + more > limit:
+            raise OverloadedError.unread(limit)
+        self._count(more)
+
+    def _count(self, more: int) -> None:
         self._counted_bytes += more
         self.models.body_bytes += more
 

@@ -7,6 +7,7 @@ instead of one. Any other ASGI server is spoken to in those steps.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 # A larger body is not copied behind the headers.
 _MAX_COPIED_BYTES = 64 * 2**10
+# Seconds within which a client must read some more of a response.
+_UNREAD_TIMEOUT_S = 30.0
 _WITHOUT_BODY = {204, 304}
 
 
@@ -138,10 +141,13 @@ class UvicornExchange(Exchange):
         return body
 
     async def respond(self, response: Response) -> None:
-        """Writes a whole response, and lets uvicorn go on with the connection as after its own."""
+        """Writes a whole response, and lets uvicorn go on with the connection as after its own.
+
+        The call lasts, and what is kept for it counts, until the client has read most of a large response.
+        """
         cycle = self._cycle
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
+        if not cycle.disconnected:
+            await self._until_read(cycle)
         if cycle.disconnected:
             return
         body = b"" if self.method == "HEAD" else response.body
@@ -155,7 +161,23 @@ class UvicornExchange(Exchange):
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
+        await self._until_read(cycle)
         cycle.on_response()
+
+    @staticmethod
+    async def _until_read(cycle: Any) -> None:
+        if not cycle.flow.write_paused:
+            return
+        left = cycle.transport.get_write_buffer_size()
+        while cycle.flow.write_paused:
+            try:
+                async with asyncio.timeout(_UNREAD_TIMEOUT_S):
+                    await cycle.flow.drain()
+            except TimeoutError:
+                before, left = left, cycle.transport.get_write_buffer_size()
+                if left >= before:
+                    cycle.transport.abort()
+                    return
 
     @property
     def _cycle(self) -> Any:

@@ -10,15 +10,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import service_unavailable
 
 from polyhead_server import addresses
 
 from .upgrades import IgnoresUpgrades
 
-# Bytes of a request's line and headers.
+# Bytes of a request's line and headers; of what comes in its body's place between bytes of the body, or after them.
 _MAX_HEADER_BYTES = 32 * 2**10
+# Requests of one connection that wait for the response to an earlier one.
+_MAX_PIPELINED = 16
 # Seconds from the first byte of a request to the end of its headers, and from a connection to its first byte.
 _HEADER_TIMEOUT_S = 10.0
+# Seconds in which the rest of a body may come that was refused before its end.
+_DISCARD_TIMEOUT_S = 30.0
+# Seconds in which the client may read the last response on a connection that is being closed.
+_LINGER_S = 10.0
 _KEEP_ALIVE_S = 75
 
 # Called with the scope, ``receive`` and ``send`` of ASGI.
@@ -28,42 +35,81 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
 
 
+class _TooManyRequestsError(Exception):
+    """A client sent too many requests without waiting for a response. httptools stops where it is raised."""
+
+
 class _Protocol(IgnoresUpgrades):
-    """uvicorn's protocol with bounds on headers, and with an end of the work for a client that has gone."""
+    """uvicorn's protocol with bounds on what a client sends, holds and leaves unread, and an end of the work for it.
+
+    At any time, a call is in progress on a connection, or a timer is running that closes it.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.app = _cancelled_with(self, self.app)
+        # With a limit, uvicorn refuses the calls of every connection while there are too many.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency or 0, None
         self.running: asyncio.Task[Any] | None = None
         self._in_headers = True
-        self._header_bytes = 0
-        self._header_timer: asyncio.TimerHandle | None = None
+        # Of the headers that are incomplete, or since the last byte of the body.
+        self._framing_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._header_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close)
+        if len(self.connections) > 2 * self._max_connections:
+            transport.abort()
+            return
+        if len(self.connections) > self._max_connections:
+            self.app = service_unavailable
+        self._start_timer(_HEADER_TIMEOUT_S, self._end)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_headers:
-            self._header_bytes += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
         # Checked afterwards: what came may have completed the headers, as it mostly does.
-        if self._in_headers and self._header_bytes:
-            if self._header_bytes > _MAX_HEADER_BYTES:
-                self._close()
-            elif self._header_timer is None:
-                self._header_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close)
+        if self.transport.is_closing() or not self._framing_bytes:
+            return
+        if self._framing_bytes > _MAX_HEADER_BYTES:
+            self._end()
+        elif self._in_headers and self._timer is None:
+            self._start_timer(_HEADER_TIMEOUT_S, self._end)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers, of which nobody makes use, come after the body.
+        if self._in_headers:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_headers = False
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise _TooManyRequestsError
+        self._in_headers, self._framing_bytes = False, 0
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.body_follows:
             return
         super().on_message_complete()
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._framing_bytes = True, 0
+        if self.cycle.response_complete:
+            self._start_timer(self.timeout_keep_alive, self._end)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._start_timer(_LINGER_S, self.transport.abort)
+        elif self.pipeline:
+            # uvicorn reads on, whatever waits.
+            self.flow.pause_reading()
+        elif self.cycle.response_complete and self.cycle.more_body:
+            self._unset_keepalive_if_required()
+            self._start_timer(_DISCARD_TIMEOUT_S, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -71,14 +117,32 @@ class _Protocol(IgnoresUpgrades):
         if self.running:
             self.running.cancel()
 
-    def _stop_timer(self) -> None:
-        if self._header_timer:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._end()
 
-    def _close(self) -> None:
+    def timeout_keep_alive_handler(self) -> None:
+        self._end()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._end()
+
+    def _start_timer(self, seconds: float, then: Callable[[], object]) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        """Closes the connection; a client that does not read what was sent to it is not waited for."""
         if not self.transport.is_closing():
             self.transport.close()
+        self._start_timer(_LINGER_S, self.transport.abort)
 
 
 def _cancelled_with(protocol: _Protocol, app: Any) -> Application:
@@ -114,7 +178,8 @@ class HttpListener:
         Args:
             app: The application.
             context: TLS; None for plaintext.
-            max_connections: Number of connections beyond which calls are answered 503.
+            max_connections: Number of connections; calls of further ones are answered 503, and beyond twice as many
+                they are closed at once.
         """
         config = uvicorn.Config(
             app,
@@ -128,8 +193,7 @@ class HttpListener:
             date_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            # From this number of connections on, uvicorn refuses.
-            limit_concurrency=max_connections + 1,
+            limit_concurrency=max_connections,
         )
         config.load()
         config.ssl = context

@@ -17,7 +17,7 @@ class Models:
 
     Attributes:
         default: Backend of the first model.
-        body_bytes: Bytes of the HTTP bodies that are kept, for whichever model.
+        body_bytes: Bytes of HTTP bodies and unread responses that are kept, for whichever model.
     """
 
     def __init__(self, backends: Sequence[Backend]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import zlib
 from collections.abc import Callable
 
 import pytest
+from polyhead_server.http import decompression
 
 from tests.support.fake_engine import embedding_of
 
@@ -31,6 +33,25 @@ async def test_compressed_body_is_answered_as_the_plain_one(
 async def test_gzip_of_several_members_is_one_body(running: HttpServer) -> None:
     body = gzip.compress(BODY[:10]) + gzip.compress(BODY[10:])
     assert (await running.post(PATH, body, {"content-encoding": "gzip"})).status == 200
+
+
+@pytest.mark.parametrize(("members", "status"), [(500, 200), (2000, 400)])
+async def test_members_of_gzip_are_bounded(running: HttpServer, members: int, status: int) -> None:
+    body = gzip.compress(b"") * members + gzip.compress(BODY)
+    reply = await running.post(PATH, body, {"content-encoding": "gzip"})
+    assert reply.status == status
+    if status == 400:
+        assert reply.json["error"]["message"] == "the body has too many gzip members"
+
+
+async def test_large_members_of_gzip_may_be_many(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompression, "_FREE_MEMBERS", 1)
+    lines = (json.dumps({"text": random.Random(number).randbytes(600).hex()}) + "\n" for number in range(20))
+    headers = {"content-type": "application/x-ndjson", "content-encoding": "gzip"}
+    body = b"".join(gzip.compress(line.encode()) for line in lines)
+    reply = await running.post(f"{PATH}?tasks=embedding", body, headers)
+    assert len(reply.body.splitlines()) == 20
+    assert b"MALFORMED" not in reply.body
 
 
 async def test_stream_of_lines_may_be_compressed(running: HttpServer) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from polyhead_server.http import exchange
 from polyhead_server.http.exchange import ClientDisconnectError, Exchange, Response, UvicornExchange, exchange_of
 
 from .conftest import HttpServer
@@ -28,11 +29,15 @@ class Cycle:
         self.flow = SimpleNamespace(write_paused=state.get("write_paused", False), drain=self._drain)
         self.events: list[Any] = []
         self.transport = SimpleNamespace(
-            write=self.events.append,
-            writelines=lambda parts: self.events.append(b"".join(parts)),
+            write=self._write,
+            writelines=lambda parts: self._write(b"".join(parts)),
             close=lambda: self.events.append("close"),
+            abort=lambda: self.events.append("abort"),
+            get_write_buffer_size=lambda: self.unread.pop(0),
         )
         self.messages: list[dict[str, Any]] = []
+        # Sizes of what the client has not read, each time they are asked for; 0: it has read all.
+        self.unread = [0]
 
     def on_response(self) -> None:
         self.events.append("complete")
@@ -43,8 +48,15 @@ class Cycle:
     async def receive(self) -> Any:
         return self.messages.pop(0)
 
+    def _write(self, data: bytes) -> None:
+        self.events.append(data)
+        self.flow.write_paused = any(self.unread)
+
     async def _drain(self) -> None:
         self.events.append("drain")
+        if any(self.unread):
+            await asyncio.Event().wait()
+        self.flow.write_paused = False
 
     def exchange(self, method: str = "POST", *headers: tuple[bytes, bytes], query: bytes = b"") -> Exchange:
         scope = {"method": method, "path": "/", "headers": list(headers), "query_string": query, "client": None}
@@ -97,6 +109,18 @@ async def test_response_waits_for_a_client_that_does_not_read() -> None:
     cycle = Cycle(write_paused=True)
     await cycle.exchange().respond(Response())
     assert cycle.events[0] == "drain"
+
+
+@pytest.mark.parametrize(("unread", "read"), [([9, 8, 7, 0, 0], True), ([9, 8, 8], False)])
+async def test_client_that_reads_nothing_more_is_not_waited_for(
+    unread: list[int], read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_UNREAD_TIMEOUT_S", 0.01)
+    cycle = Cycle()
+    cycle.unread = unread
+    await cycle.exchange().respond(Response())
+    assert ("abort" in cycle.events) is not read
+    assert cycle.events[-1] == "complete"
 
 
 async def test_client_that_has_gone_gets_no_response() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from polyhead_server.errors import StartupError
-from polyhead_server.http import calls, listener
-from polyhead_server.http.exchange import Exchange, Response
+from polyhead_server.http import calls, exchange, listener
+from polyhead_server.http.exchange import Exchange, Response, exchange_of
 from polyhead_server.http.listener import HttpListener
 
 from .conftest import HttpServer
@@ -87,19 +89,127 @@ async def test_keep_alive_serves_several_calls(running: HttpServer) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("count", [1, 16])
+async def test_requests_that_come_together_are_answered_in_order(running: HttpServer, count: int) -> None:
+    reader, writer = await connect(running)
+    paths = [b"/health", b"/v1/none"] * count
+    writer.write(b"".join(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path for path in paths[: count + 1]))
+    for path in paths[: count + 1]:
+        async with asyncio.timeout(10):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+            await reader.readexactly(length)
+        assert head.split()[1] == (b"200" if path == b"/health" else b"404")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"GET /x HTTP/1.1\r\n\r\n", b"GET /x HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"],
+    ids=["plain", "upgrade"],
+)
+async def test_endless_requests_close_the_connection(running: HttpServer, request_: bytes) -> None:
+    reader, writer = await connect(running)
+    writer.write(request_ * 20_000)
+    with contextlib.suppress(ConnectionError):
+        assert (await until_closed(reader)).count(b"HTTP/1.1 ") <= 18
+    writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"x: " + b"y" * 100 + b"\r\n", b"y" * 100], ids=["many trailers", "one trailer"])
+async def test_endless_trailers_close_the_connection(running: HttpServer, sent: bytes) -> None:
+    reader, writer = await connect(running)
+    writer.write(b"POST /v1/analyze HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ")
+    writer.write(sent * 50_000)
+    with contextlib.suppress(ConnectionError):
+        assert await until_closed(reader) == b""
+    writer.close()
+
+
+async def test_trailers_are_ignored(running: HttpServer) -> None:
+    reader, writer = await connect(running)
+    writer.write(b"POST /v1/analyze HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    writer.write(b'c\r\n{"text":"w1"\r\n1\r\n}\r\n0\r\nx-a: b\r\n\r\n')
+    async with asyncio.timeout(10):
+        assert b"200" in await reader.readline()
+    writer.close()
+
+
+async def test_rest_of_a_refused_body_is_not_awaited_for_ever(
+    running: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_DISCARD_TIMEOUT_S", 0.2)
+    reader, writer = await connect(running)
+    writer.write(b"POST /none HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\nx")
+    assert b"404" in await until_closed(reader)
+    writer.close()
+
+
+async def test_connection_of_a_refused_body_serves_the_next_call(running: HttpServer) -> None:
+    reader, writer = await connect(running)
+    for _ in range(2):
+        writer.write(b"POST /none HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\na")
+        async with asyncio.timeout(10):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        assert b"404" in head
+        writer.write(b"bc")
+    writer.close()
+
+
+async def test_unread_response_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_UNREAD_TIMEOUT_S", 0.2)
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await Response(b"x" * 2**24).send(exchange_of(scope, receive, send))
+        finally:
+            ended.set()
+
+    http = HttpListener(app, None, max_connections=2)
+    host, port = (await http.listen("127.0.0.1:0", shares_port=False)).split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await asyncio.to_thread(client.connect, (host, int(port)))
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            await ended.wait()
+        # The control: one that reads gets all of it, however slowly.
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            await reader.readuntil(b"\r\n\r\n")
+            assert len(await reader.readexactly(2**24)) == 2**24
+        writer.close()
+    await http.close(1)
+
+
 async def test_calls_beyond_the_number_of_connections_are_refused() -> None:
     http = HttpListener(_answering_app, None, max_connections=2)
     host, port = (await http.listen("127.0.0.1:0", shares_port=False)).split(":")
-    statuses = []
-    writers = []
-    for _ in range(3):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writers.append(writer)
+    connections = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+
+    async def status(number: int) -> bytes:
+        reader, writer = connections[number]
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         async with asyncio.timeout(10):
-            statuses.append((await reader.readuntil(b"\r\n\r\n")).split()[1])
-    assert statuses == [b"204", b"204", b"503"]
-    for writer in writers:
+            return (await reader.readuntil(b"\r\n\r\n")).split()[1]
+
+    # The third one is there, and those that came before are served.
+    assert [await status(number) for number in (0, 1, 2, 0, 1)] == [b"204", b"204", b"503", b"204", b"204"]
+    for _, writer in connections:
+        writer.close()
+    await http.close(1)
+
+
+async def test_connections_beyond_twice_the_number_are_closed() -> None:
+    http = HttpListener(_answering_app, None, max_connections=1)
+    host, port = (await http.listen("127.0.0.1:0", shares_port=False)).split(":")
+    connections = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+    with contextlib.suppress(ConnectionError):
+        assert await until_closed(connections[2][0]) == b""
+    for _, writer in connections:
         writer.close()
     await http.close(1)
 
