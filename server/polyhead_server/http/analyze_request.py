@@ -134,6 +134,7 @@ def _fingerprints(expected: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
     if expected is None:
         return "", ()
     if isinstance(expected, dict):
+        require_fields(expected, ("embedding_space", "heads"))
         space, heads = expected.get("embedding_space", ""), expected.get("heads", {})
         if isinstance(space, str) and isinstance(heads, dict) and all(isinstance(one, str) for one in heads.values()):
             return space, tuple(heads.items())

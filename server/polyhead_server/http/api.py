@@ -14,6 +14,7 @@ from polyhead_server.candidate.routing import HEADER, ROUTING_KEY, routing_key
 from polyhead_server.errors import (
     InternalError,
     InvalidRequestError,
+    ModelNotFoundError,
     PathNotFoundError,
     ServerError,
 )
@@ -217,6 +218,9 @@ class _Resource:
             ROUTING_KEY.set(routing_key(header, CALLER.get(), call.exchange.peer))
             call.select(None)
             return await endpoint.handler(call)
+        except ModelNotFoundError as error:
+            # It lists the models, which a caller without a key must not learn.
+            return form(error if endpoint.rpc or not self._keys else PathNotFoundError())
         except ServerError as error:
             return form(error)
         except ClientDisconnectError:

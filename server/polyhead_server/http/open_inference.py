@@ -13,11 +13,13 @@ from polyhead_server.serving.backend import deadline_after
 from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, view_of
 from polyhead_server.serving.open_inference_tensors import OutputTensor
 
-from .calls import Call, json_object, respond
+from .calls import Call, boolean, json_object, respond, string
 from .exchange import Response
 
 # Length of the JSON part of a body, after which the raw tensors follow.
 _JSON_LENGTH = "inference-header-content-length"
+# Digits of that length; Python reads no number of thousands of digits.
+_MAX_DIGITS = 20
 _FIELDS = {"id", "inputs", "outputs", "parameters"}
 # KServe's client repeats them, although the path names the model.
 _MODEL_FIELDS = {"model_name", "model_version"}
@@ -76,17 +78,17 @@ async def infer(call: Call) -> Response:
     _require_model(call)
     document, binary = _split(await call.body(), call.header(_JSON_LENGTH.encode()))
     _require_fields(call, document)
-    outputs = _outputs(document)
+    outputs, request_id = _outputs(document), _id(document)
     view = call.backend.view(view_of)
     texts = _texts(document, binary)
     call.texts = len(texts)
     names = [output["name"] for output in outputs]
     parameters = _object(document, "parameters")
-    decoded = view.request(texts, names, parameters, str(document.get("id", "")))
+    decoded = view.request(texts, names, parameters, request_id)
     deadline = deadline_after(call.timeout_s(), decoded.timeout_s)
     model, outcomes = await call.backend.service.answer(decoded.message, deadline)
     tensors = call.backend.view(view_of, model).respond(decoded, outcomes)
-    return _response(call, document, tensors, _binary_outputs(decoded, outputs, parameters))
+    return _response(call, request_id, tensors, _binary_outputs(decoded, outputs, parameters))
 
 
 def _require_model(call: Call) -> ModelView:
@@ -100,7 +102,7 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     """Splits a body into its JSON document and the raw tensors after it."""
     if length is None:
         return json_object(body), b""
-    if not length.isdecimal() or int(length[:20]) > len(body):
+    if not length.isdecimal() or len(length) > _MAX_DIGITS or int(length) > len(body):
         problem = f"header {_JSON_LENGTH} must be the length of the JSON part of the body, at most {len(body)}"
         raise InvalidRequestError("INVALID_TENSOR", problem)
     return json_object(body[: int(length)]), body[int(length) :]
@@ -174,7 +176,18 @@ def _outputs(document: dict[str, Any]) -> list[dict[str, Any]]:
             if name != "binary_data":
                 problem = f"parameter {name[:64]!a} of output {output['name'][:64]!a} is not supported"
                 raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+        boolean(_object(output, "parameters"), "binary_data", default=False)
     return outputs
+
+
+def _id(document: dict[str, Any]) -> str:
+    """Returns the id of a request, with which it is answered; empty without one."""
+    found = string(document, "id")
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError("INVALID_PARAMETER", "id is not valid UTF-8") from None
+    return found
 
 
 def _object(document: dict[str, Any], name: str) -> dict[str, Any]:
@@ -194,7 +207,7 @@ def _binary_outputs(decoded: InferRequest, outputs: list[dict[str, Any]], parame
     return {output["name"] for output in outputs if _object(output, "parameters").get("binary_data", every)}
 
 
-def _response(call: Call, document: dict[str, Any], tensors: list[OutputTensor], binary: set[str]) -> Response:
+def _response(call: Call, request_id: str, tensors: list[OutputTensor], binary: set[str]) -> Response:
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for tensor in tensors:
@@ -206,8 +219,8 @@ def _response(call: Call, document: dict[str, Any], tensors: list[OutputTensor],
             fields["data"] = tensor.flat()
         described.append(fields)
     content: dict[str, Any] = {"model_name": call.backend.served_name(), "model_version": VERSION, "outputs": described}
-    if document.get("id"):
-        content["id"] = document["id"]
+    if request_id:
+        content["id"] = request_id
     if not raw:
         return respond(content)
     head = orjson.dumps(content)

@@ -37,11 +37,14 @@ async def embeddings(call: Call) -> Response:
     """``POST /v1/embeddings``."""
     document = await call.json()
     require_fields(document, _FIELDS)
-    if not isinstance(document.get("model", ""), str):
+    # Null means that the field is missing, as in OpenAI's API: some gateways send every field.
+    name, encoding = (document.get(field) for field in ("model", "encoding_format"))
+    if name is not None and not isinstance(name, str):
         raise field_error("model", "model must be a string")
     # Without a name, as many tools allow, the first model answers.
-    backend = call.select(document.get("model"))
-    encoding = document.get("encoding_format", "float")
+    backend = call.select(name)
+    if encoding is None:
+        encoding = "float"
     if encoding not in ("float", "base64"):  # a set could not hold a list
         raise field_error("encoding_format", "encoding_format must be float or base64")
     info = backend.model().source.manifest.embedding

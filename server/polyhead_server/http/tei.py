@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from importlib import metadata
 from typing import Any
 
-from polyhead_server.errors import InvalidRequestError, NotReadyError, TextTooLongError
+from polyhead_server.errors import ExpiredError, InvalidRequestError, NotReadyError, TextTooLongError
 from polyhead_server.inference.types import Message, RequestOptions, Result, Task
 from polyhead_server.serving import tei
 from polyhead_server.serving.backend import deadline_after, first_error, of_text
@@ -50,8 +51,18 @@ async def tokenize(call: Call) -> Response:
     prompt = string(document, "prompt_name")
     texts = _texts(call, document.get("inputs"))
     limit = call.backend.max_characters()
-    items = [item_from_string("", text, limit) for text in texts]
-    return respond([await tei.tokenize(call.backend, item, special=special, prompt=prompt) for item in items])
+    deadline = deadline_after(call.timeout_s())
+    found: list[list[dict[str, Any]]] = []
+    left = tei.MAX_TOKENS
+    for text in texts:
+        item = item_from_string("", text, limit)
+        tokens = await tei.tokenize(call.backend, item, special=special, prompt=prompt, limit=left)
+        if deadline is not None and time.monotonic() > deadline:
+            raise ExpiredError
+        left -= len(tokens)
+        found.append([{"start": None, "stop": None} | token for token in tokens])
+        await asyncio.sleep(0)
+    return respond(found)
 
 
 async def decode(call: Call) -> Response:
@@ -65,8 +76,8 @@ async def decode(call: Call) -> Response:
         raise InvalidRequestError(
             "TOO_MANY_ITEMS", f"ids has {len(lists)} lists; at most {call.backend.max_items} are allowed"
         )
-    if sum(len(one) for one in lists if isinstance(one, list)) > tei.MAX_DECODED_IDS:
-        raise tei.invalid("ids", f"must have at most {tei.MAX_DECODED_IDS} elements")
+    if sum(len(one) for one in lists if isinstance(one, list)) > tei.MAX_TOKENS:
+        raise tei.invalid("ids", f"must have at most {tei.MAX_TOKENS} elements")
     for one in lists:
         if not isinstance(one, list) or not all(type(number) is int and 0 <= number < 2**32 for number in one):
             raise tei.invalid("ids", "must be a list of token ids, or a list of such lists")
@@ -231,6 +242,8 @@ def _predicted_texts(call: Call, given: Any) -> tuple[list[str], bool]:
     if all(isinstance(one, list) and len(one) == 1 and isinstance(one[0], str) for one in given):
         return [one[0] for one in given], True
     if all(isinstance(one, str) for one in given):
+        if len(given) == 1:
+            return given, False
         raise tei.invalid("inputs", 'is a flat list, which means one pair of texts; for a batch send [["a"], ["b"]]')
     raise tei.invalid("inputs", 'must be a text, or a list of lists of one text: [["a"], ["b"]]')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import enum
 import random
@@ -9,9 +10,11 @@ import string
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tokenizers
+
+from polyhead_server.errors import OverloadedError
 
 from .fair_worker import FairWorker
 from .types import MAX_PART_ITEMS, Flow, TokenizedText
@@ -31,6 +34,11 @@ _MAX_CHUNK_CHARACTERS = 32_768
 # expensive words. A tokenizer whose words have unknown boundaries tokenizes each text in one step.
 _STEP_CHARACTERS = 8192
 _EXPENSIVE_STEP_CHARACTERS = 1024
+# Calls that may wait until the tokens of another one have been described or decoded.
+_MAX_WAITING = 64
+
+
+_T = TypeVar("_T")
 
 
 class OffloadedTexts(NamedTuple):
@@ -106,6 +114,9 @@ class Tokenizer:
         self._max_expensive_inline = _MAX_INLINE_S / _seconds_per_character(self._tokenizer)
         # encode_batch_fast releases the GIL while it works.
         self._worker = FairWorker("tokenization")
+        # No queue limits what is described and decoded, so one call at a time has a turn on the thread.
+        self._turn = asyncio.Lock()
+        self._waiting = 0
         unknown = getattr(self._tokenizer.model, "unk_token", None) or "<unk>"
         self.unknown_id: int | None = self._tokenizer.token_to_id(unknown)
         self.special_tokens = self._leading + self._trailing
@@ -147,27 +158,35 @@ class Tokenizer:
             size += characters
         yield slice(begin, len(texts))
 
-    async def describe(self, text: str, flow: Flow, *, special: bool) -> list[Token]:
-        """Returns the tokens of a text, which is cut to the limit of characters and to no other.
+    async def describe(self, text: str, flow: Flow, *, special: bool, limit: int | None = None) -> list[Token] | None:
+        """Returns the tokens of a text, which is cut to the limit of characters; None if they are too many.
 
         Args:
             text: The text.
             flow: The call to which the time of the thread is charged.
             special: Whether to add the special tokens that the model reads.
+            limit: Largest number of tokens; None for any number.
+
+        Raises:
+            OverloadedError: Too many calls wait.
         """
         head = text[: self._max_characters]
-        return await self._worker.run(flow, self._describe(head, special=special))
+        return await self._in_turn(flow, self._describe(head, special=special, limit=limit))
 
-    def _describe(self, head: str, *, special: bool) -> Generator[None, None, list[Token]]:
-        yield
-        (encoding,) = self._tokenizer.encode_batch([head], add_special_tokens=special)
-        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [
-            Token(number, token, special=True, span=None)
-            if is_special
-            else Token(number, head[begin:end], special=False, span=(begin, end))
-            for number, token, is_special, (begin, end) in rows
-        ]
+    def _describe(self, head: str, *, special: bool, limit: int | None) -> Generator[None, None, list[Token] | None]:
+        parts = self._boundaries.cuts(head, _EXPENSIVE_STEP_CHARACTERS) if self._is_separable else [(0, len(head))]
+        tokens: list[Token] = []
+        for begin, end in parts:
+            yield
+            whole = len(parts) == 1
+            (encoding,) = self._tokenizer.encode_batch([head[begin:end]], add_special_tokens=special and whole)
+            if limit is not None and len(tokens) + len(encoding.ids) > limit:
+                return None
+            tokens += _tokens_of(encoding, head, begin)
+        if special and len(parts) > 1:
+            around = _tokens_of(self._tokenizer.encode(""), "", 0)
+            tokens = [*around[: self._leading], *tokens, *around[self._leading :]]
+        return tokens
 
     async def decode(self, ids: Sequence[int], flow: Flow, *, skip_special: bool) -> str:
         """Returns the text of token ids; ids that the vocabulary does not have are skipped.
@@ -176,12 +195,25 @@ class Tokenizer:
             ids: The ids.
             flow: The call to which the time of the thread is charged.
             skip_special: Whether to leave out special tokens.
+
+        Raises:
+            OverloadedError: Too many calls wait.
         """
-        return await self._worker.run(flow, self._decode(list(ids), skip_special=skip_special))
+        return await self._in_turn(flow, self._decode(list(ids), skip_special=skip_special))
 
     def _decode(self, ids: list[int], *, skip_special: bool) -> Generator[None, None, str]:
         yield
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
+
+    async def _in_turn(self, flow: Flow, steps: Generator[None, None, _T]) -> _T:
+        if self._waiting >= _MAX_WAITING:
+            raise OverloadedError(f"{self._waiting} calls wait for the tokenizer", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await self._worker.run(flow, steps)
+        finally:
+            self._waiting -= 1
 
     async def encode_async(
         self, texts: list[str], placement: Placement, flow: Flow, max_windows: int = 1, prefix: int = 0
@@ -369,6 +401,17 @@ class Tokenizer:
         # Offsets are needed only here, and the fast encoding has none.
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
         return int(encoding.offsets[number][0])
+
+
+def _tokens_of(encoding: tokenizers.Encoding, head: str, begin: int) -> list[Token]:
+    """Returns the tokens of a part of a text that begins at a code point."""
+    rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+    return [
+        Token(number, token, special=True, span=None)
+        if is_special
+        else Token(number, head[begin + start : begin + stop], special=False, span=(begin + start, begin + stop))
+        for number, token, is_special, (start, stop) in rows
+    ]
 
 
 def _fill(known: list[TokenizedText | None], made: list[TokenizedText]) -> list[TokenizedText]:

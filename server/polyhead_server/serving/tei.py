@@ -19,8 +19,8 @@ from polyhead_server.inference.types import Flow, InvalidItem, Item, RequestOpti
 from .backend import Backend
 from .embeddings import shorten
 
-# One id of a vocabulary takes a few microseconds to decode.
-MAX_DECODED_IDS = 65_536
+# One id of a vocabulary takes a few microseconds to decode, and to describe.
+MAX_TOKENS = 65_536
 
 
 # What turns the outputs of each kind of head into its scores, by huggingface_hub's names; None for none of them.
@@ -96,7 +96,7 @@ def predictions(head: Head, result: Result) -> list[tuple[str, float]]:
 
 
 async def tokenize(
-    backend: Backend, item: Item | InvalidItem, *, special: bool, prompt: str = ""
+    backend: Backend, item: Item | InvalidItem, *, special: bool, prompt: str = "", limit: int = MAX_TOKENS
 ) -> list[dict[str, Any]]:
     """Tokenizes a text without running the model.
 
@@ -105,13 +105,15 @@ async def tokenize(
         item: The text.
         special: Whether to add the special tokens that the model reads.
         prompt: Name of the prompt to put before the text; empty for none.
+        limit: Largest number of tokens.
 
     Returns:
         For each token its id, text, whether it is special, and the code points ``start`` and ``stop`` where it has a
         place in the text, of which the prompt is a part here.
 
     Raises:
-        InvalidRequestError: The item is invalid, or the model has no such prompt.
+        InvalidRequestError: The item is invalid or has too many tokens, or the model has no such prompt.
+        OverloadedError: Too many calls wait for the tokenizer.
     """
     if isinstance(item, InvalidItem):
         raise item.error
@@ -120,7 +122,9 @@ async def tokenize(
     if prompt and prompt not in prompts:
         raise UnknownPromptError(tuple(prompts))
     text = prompts[prompt] + item.text if prompt else item.text
-    encoding = await model.tokenizer.describe(text, Flow(), special=special)
+    encoding = await model.tokenizer.describe(text, Flow(), special=special, limit=limit)
+    if encoding is None:
+        raise invalid("inputs", f"have more than {MAX_TOKENS} tokens; send fewer texts, or shorter ones")
     return [
         {"id": one.id, "text": one.text, "special": one.special}
         | ({} if one.span is None else {"start": one.span[0], "stop": one.span[1]})
@@ -134,6 +138,6 @@ async def decode(backend: Backend, ids: Sequence[int], *, skip_special: bool) ->
     Raises:
         InvalidRequestError: There are too many ids.
     """
-    if len(ids) > MAX_DECODED_IDS:
-        raise invalid("ids", f"has {len(ids)} elements; at most {MAX_DECODED_IDS} are allowed")
+    if len(ids) > MAX_TOKENS:
+        raise invalid("ids", f"has {len(ids)} elements; at most {MAX_TOKENS} are allowed")
     return await backend.model().tokenizer.decode(ids, Flow(), skip_special=skip_special)

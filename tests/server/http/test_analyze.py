@@ -90,6 +90,7 @@ BAD_DOCUMENTS: list[tuple[Any, str]] = [
     ({"text": "w1", "embedding": {"encoding": "float64"}}, "float32, float16, int8, binary"),
     ({"text": "w1", "embedding": {"dimensions": 3}}, "from 1 to 2"),
     ({"text": "w1", "expected_fingerprints": "x"}, "expected_fingerprints must be"),
+    ({"text": "w1", "expected_fingerprints": {"embeding_space": "0"}}, "field 'embeding_space' is not known"),
     ({"text": "w1", "temperature": 0}, "field 'temperature' is not known"),
 ]
 

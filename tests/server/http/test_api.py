@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from polyhead_server.http import api, calls, openapi
@@ -96,6 +97,15 @@ async def test_probe_needs_no_key(secured: HttpServer, one: api.Endpoint) -> Non
     ).status == 200
 
 
+@pytest.mark.parametrize("path", ["/v2/models/guess/ready", "/health"])
+async def test_names_of_models_need_a_key(secured: HttpServer, path: str) -> None:
+    reply = await secured.get(path, {"x-polyhead-model": "guess"})
+    assert reply.status == 404
+    assert b"fake" not in reply.body
+    named = await secured.get("/v2/models/guess", {"authorization": "bearer all"})
+    assert b"fake" in named.body
+
+
 async def test_body_is_not_read_before_the_key_is_checked(secured: HttpServer) -> None:
     assert (await secured.post("/v1/analyze", b"x" * 90_000)).status == 401
 
@@ -175,6 +185,25 @@ async def test_bodies_of_all_calls_together_are_bounded(running: HttpServer, mon
     line = b'"' + b"x" * 90_000 + b'"'
     stream = await running.post("/v1/analyze", line, {"content-type": "application/x-ndjson"})
     assert b"OVERLOADED" in stream.body
+    assert running.models.body_bytes == running.models.default.settings.max_held_bytes
+
+
+async def test_unread_responses_of_all_calls_are_bounded(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_SMALL_BODY_BYTES", 1000)
+    request = {"ids": [5] * 2000}
+    held: list[int] = []
+    send = calls.Response.send
+
+    async def record(response: calls.Response, exchange: Any) -> None:
+        held.append(running.models.body_bytes)
+        await send(response, exchange)
+
+    monkeypatch.setattr(calls.Response, "send", record)
+    whole = await running.post("/decode", request)
+    assert (whole.status, held) == (200, [len(whole.body) - 1000])
+    running.models.body_bytes = running.models.default.settings.max_held_bytes
+    refused = await running.post("/decode", request)
+    assert (refused.status, refused.json["error_type"]) == (429, "Overloaded")
     assert running.models.body_bytes == running.models.default.settings.max_held_bytes
 
 

@@ -30,6 +30,14 @@ async def test_base64_holds_the_same_numbers(running: HttpServer) -> None:
     assert values.tolist() == embedding_of("w1")
 
 
+async def test_null_is_a_missing_field(running: HttpServer) -> None:
+    plain = await running.post("/v1/embeddings", {"input": "w1"})
+    fields = dict.fromkeys(("model", "encoding_format", "dimensions", "user", "truncation", "prompt_name"))
+    assert (await running.post("/v1/embeddings", {"input": "w1", **fields})).json == plain.json
+    for field in ("model", "encoding_format"):
+        assert (await running.post("/v1/embeddings", {"input": "w1", field: []})).status == 400
+
+
 async def test_2048_inputs_are_one_request(running: HttpServer) -> None:
     texts = [f"w{number % 200}" for number in range(2048)]
     reply = await running.post("/v1/embeddings", {"input": texts})

@@ -8,6 +8,7 @@ from typing import Any
 import polyhead_bundle as bundle
 import pytest
 from polyhead_server.engines import Runtime
+from polyhead_server.serving import tei
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 
@@ -120,13 +121,33 @@ async def test_bad_requests_are_refused_in_teis_form(running: HttpServer) -> Non
 
 async def test_tokenize_and_decode(running: HttpServer) -> None:
     (tokens,) = (await running.post("/tokenize", {"inputs": "w1 w22"})).json
-    assert [(one["text"], one.get("start"), one.get("stop")) for one in tokens] == [
+    assert [(one["text"], one["start"], one["stop"]) for one in tokens] == [
         ("[CLS]", None, None),
         ("w1", 0, 2),
         ("w22", 3, 6),
         ("[SEP]", None, None),
     ]
     assert (await running.post("/decode", {"ids": [one["id"] for one in tokens]})).json == ["w1 w22"]
+
+
+async def test_tokens_of_a_call_are_bounded(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tei, "MAX_TOKENS", 9)
+    assert (await running.post("/tokenize", {"inputs": ["w1", "w1", "w1"]})).status == 200
+    reply = await running.post("/tokenize", {"inputs": ["w1", "w1", "w1 w2"]})
+    assert (reply.status, reply.json["error"]) == (
+        422,
+        "inputs have more than 9 tokens; send fewer texts, or shorter ones",
+    )
+
+
+async def test_tokens_are_not_awaited_beyond_the_deadline(running: HttpServer) -> None:
+    reply = await running.post("/tokenize", {"inputs": ["w1"]}, {"x-request-timeout-s": "1e-9"})
+    assert reply.status == 504
+
+
+async def test_list_of_one_text_is_one_text(running: HttpServer) -> None:
+    alone = await running.post("/predict", {"inputs": "w1"})
+    assert (await running.post("/predict", {"inputs": ["w1"]})).json == alone.json
 
 
 async def test_headers_tell_timings_and_truncation(running: HttpServer) -> None:

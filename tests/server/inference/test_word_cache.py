@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import string
 import threading
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyhead_server.inference import word_cache
+from polyhead_server.errors import OverloadedError
+from polyhead_server.inference import tokenization, word_cache
 from polyhead_server.inference.fair_worker import FairWorker
 from polyhead_server.inference.tokenization import Placement, Tokenizer
 from polyhead_server.inference.types import Flow, TokenizedText
@@ -216,6 +218,28 @@ def test_tokenizer_that_repeats_the_text_is_left_to_the_library(template: str, u
     assert len(expected) > len(bert(without=unknown).encode("hello bad").ids)
     for _ in range(2):
         assert tokenizer.encode(["hello bad"])[0].windows == (expected,)
+
+
+@pytest.mark.parametrize("special", [True, False])
+async def test_long_text_is_described_in_parts(special: bool, long_texts: Tokenizer) -> None:
+    text = "hello, bad hello ~ " * 400
+    tokens = await long_texts.describe(text, Flow(), special=special)
+    whole = LOWER.encode(text, add_special_tokens=special)
+    assert tokens
+    assert [one.id for one in tokens] == whole.ids
+    assert [one.span for one in tokens if not one.special] == whole.offsets[special : len(whole) - special]
+    assert all(one.text == text[slice(*one.span)] for one in tokens if one.span)
+    assert await long_texts.describe(text, Flow(), special=special, limit=len(tokens) - 1 - 2 * special) is None
+
+
+async def test_calls_that_wait_to_be_described_are_bounded(
+    long_texts: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenization, "_MAX_WAITING", 3)
+    calls = [long_texts.describe("hello", Flow(), special=False) for _ in range(4)]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(one, OverloadedError) for one in found] == [False, False, False, True]
+    assert await long_texts.describe("hello", Flow(), special=False)
 
 
 def test_words_are_not_added_without_being_asked() -> None:
