@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import enum
-import random
-import string
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +15,8 @@ import tokenizers
 from polyhead_server.errors import OverloadedError
 
 from .fair_worker import FairWorker
+from .tokenizer_probes import count_special_tokens, seconds_per_character
+from .tokens import Token, tokens_of
 from .types import MAX_PART_ITEMS, Flow, TokenizedText
 from .windows import spans
 from .word_boundaries import WordBoundaries
@@ -55,15 +55,6 @@ class OffloadedTexts(NamedTuple):
     seconds: float = 0.0
 
 
-class Token(NamedTuple):
-    """One token: its id, its text, and the code points of the text that it stands for; None for a special token."""
-
-    id: int
-    text: str
-    special: bool
-    span: tuple[int, int] | None
-
-
 class Placement(enum.Enum):
     """Where the texts of a message are tokenized."""
 
@@ -100,7 +91,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self._max_tokens = max_tokens
         self._max_characters = max_characters
-        self._leading, self._trailing = _count_special_tokens(self._tokenizer)
+        self._leading, self._trailing = count_special_tokens(self._tokenizer)
         empty = self._tokenizer.encode("").ids
         self._special = empty[: self._leading], empty[self._leading :]
         words = self._word_cache()
@@ -111,7 +102,7 @@ class Tokenizer:
             WordBoundaries.of_bert(self._tokenizer) if self._is_separable else WordBoundaries.whitespace()
         )
         self._max_content = max(max_tokens - self._leading - self._trailing, 1)
-        self._max_expensive_inline = _MAX_INLINE_S / _seconds_per_character(self._tokenizer)
+        self._max_expensive_inline = _MAX_INLINE_S / seconds_per_character(self._tokenizer)
         # encode_batch_fast releases the GIL while it works.
         self._worker = FairWorker("tokenization")
         # No queue limits what is described and decoded, so one call at a time has a turn on the thread.
@@ -182,9 +173,9 @@ class Tokenizer:
             (encoding,) = self._tokenizer.encode_batch([head[begin:end]], add_special_tokens=special and whole)
             if limit is not None and len(tokens) + len(encoding.ids) > limit:
                 return None
-            tokens += _tokens_of(encoding, head, begin)
+            tokens += tokens_of(encoding, head, begin)
         if special and len(parts) > 1:
-            around = _tokens_of(self._tokenizer.encode(""), "", 0)
+            around = tokens_of(self._tokenizer.encode(""), "", 0)
             tokens = [*around[: self._leading], *tokens, *around[self._leading :]]
         return tokens
 
@@ -403,50 +394,7 @@ class Tokenizer:
         return int(encoding.offsets[number][0])
 
 
-def _tokens_of(encoding: tokenizers.Encoding, head: str, begin: int) -> list[Token]:
-    """Returns the tokens of a part of a text that begins at a code point."""
-    rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-    return [
-        Token(number, token, special=True, span=None)
-        if is_special
-        else Token(number, head[begin + start : begin + stop], special=False, span=(begin + start, begin + stop))
-        for number, token, is_special, (start, stop) in rows
-    ]
-
-
 def _fill(known: list[TokenizedText | None], made: list[TokenizedText]) -> list[TokenizedText]:
     """Replaces each None by the next of ``made``."""
     others = iter(made)
     return [next(others) if tokens is None else tokens for tokens in known]
-
-
-def _count_special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
-    """Counts the special tokens before and after a text, such as [CLS] and [SEP]; each window gets them too.
-
-    Raises:
-        ValueError: The post-processor gives a special token another number of ids than of names.
-    """
-    encoding = tokenizer.encode("a")
-    mask = encoding.special_tokens_mask
-    if not len(encoding.ids) == len(encoding.tokens) == len(mask) == len(encoding.offsets):
-        raise ValueError("its post_processor gives a special token another number of ids than of tokens")
-    return (mask.index(0), mask[::-1].index(0)) if 0 in mask else (0, 0)
-
-
-def _seconds_per_character(tokenizer: tokenizers.Tokenizer) -> float:
-    """Measures the tokenizer with expensive words: a hundred letters, most of which are a piece of their own."""
-    pieces = (piece.removeprefix("##") for piece in tokenizer.get_vocab())
-    # Latin letters, and those of the vocabulary for one that has no Latin letters.
-    alphabets = string.ascii_lowercase, sorted({piece for piece in pieces if len(piece) == 1 and piece.isalpha()})
-    return max(_seconds_for_words_of(tokenizer, letters) for letters in alphabets if letters)
-
-
-def _seconds_for_words_of(tokenizer: tokenizers.Tokenizer, letters: Sequence[str]) -> float:
-    choices = random.Random(0)  # noqa: S311 - no secret
-    text = " ".join("".join(choices.choices(letters, k=100)) for _ in range(5))
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        tokenizer.encode_batch_fast([text])
-        best = min(best, time.perf_counter() - started)
-    return best / len(text)
