@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from polyhead_server.http import api, calls, openapi
 from polyhead_server.http.api import create_app, endpoints
+from polyhead_server.http.exchange import Response
 from polyhead_server.http.listener import HttpListener
 from polyhead_server.security.api_keys import Keys
 
@@ -192,13 +193,13 @@ async def test_unread_responses_of_all_calls_are_bounded(running: HttpServer, mo
     monkeypatch.setattr(calls, "_SMALL_BODY_BYTES", 1000)
     request = {"ids": [5] * 2000}
     held: list[int] = []
-    send = calls.Response.send
+    send = Response.send
 
-    async def record(response: calls.Response, exchange: Any) -> None:
+    async def record(response: Response, exchange: Any) -> None:
         held.append(running.models.body_bytes)
         await send(response, exchange)
 
-    monkeypatch.setattr(calls.Response, "send", record)
+    monkeypatch.setattr(Response, "send", record)
     whole = await running.post("/decode", request)
     assert (whole.status, held) == (200, [len(whole.body) - 1000])
     running.models.body_bytes = running.models.default.settings.max_held_bytes

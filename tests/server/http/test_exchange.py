@@ -27,6 +27,8 @@ class Cycle:
         self.waiting_for_100_continue = True
         self.message_event = asyncio.Event()
         self.flow = SimpleNamespace(write_paused=state.get("write_paused", False), drain=self._drain)
+        # Sizes of what the client has not read, each time they are asked for; 0: it has read all.
+        self.unread = [0]
         self.events: list[Any] = []
         self.transport = SimpleNamespace(
             write=self._write,
@@ -36,8 +38,6 @@ class Cycle:
             get_write_buffer_size=lambda: self.unread.pop(0),
         )
         self.messages: list[dict[str, Any]] = []
-        # Sizes of what the client has not read, each time they are asked for; 0: it has read all.
-        self.unread = [0]
 
     def on_response(self) -> None:
         self.events.append("complete")
