@@ -314,6 +314,67 @@ def test_npm_stream_reads_no_further_than_its_consumer(servicer: FakeServicer) -
     path.unlink()
 
 
+# Ends a stream whose input waits for ever after its first text, and prints how it ended.
+WAITING_INPUT = """
+import { Client } from "@polyhead/client";
+
+const [target, how] = process.argv.slice(2);
+const client = new Client(how === "unreachable" ? "127.0.0.1:1" : target, { maxAttempts: 1 });
+const abort = new AbortController();
+async function* texts() {
+  yield "text";
+  await new Promise(() => {});
+}
+try {
+  const options = { timeoutMs: how === "timeout" ? 300 : undefined, signal: abort.signal };
+  for await (const answer of client.stream(texts(), options)) {
+    if (how === "break") break;
+    if (how === "abort") abort.abort();
+  }
+  console.log("ended");
+} catch (error) {
+  console.log(error.code);
+}
+client.close();
+"""
+
+
+@pytest.mark.parametrize(("how", "end"), [("break", "ended"), ("timeout", "4"), ("abort", "1"), ("unreachable", "14")])
+def test_npm_stream_ends_while_its_input_waits(servicer: FakeServicer, how: str, end: str) -> None:
+    npm_command(NPM)
+    path = NPM / f"dist/waiting-{how}.js"
+    path.write_text(WAITING_INPUT)
+    done = subprocess.run(["node", path, servicer.target, how], capture_output=True, text=True, check=False, timeout=60)
+    # Without an end, node runs out of work and exits with 13.
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{end}\n", "")
+    path.unlink()
+
+
+def test_npm_command_ends_silently_if_its_output_is_not_read(servicer: FakeServicer) -> None:
+    command = [*map(str, npm_command(NPM).arguments), "--target", servicer.target]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(b"one\n")
+        assert json.loads(process.stdout.readline())["id"] == "0"
+        process.stdout.close()
+        process.stdin.write(b"two\n")  # stdin stays open: only the closed pipe can end the process
+        try:
+            assert (process.wait(20), process.stderr.read()) == (0, b"")
+        finally:
+            process.kill()
+
+
+def test_npm_command_names_the_failure_of_its_output(servicer: FakeServicer) -> None:
+    command = [*npm_command(NPM).arguments, "--target", servicer.target, "text"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "ENOSPC" in done.stderr
+
+
 @pytest.mark.parametrize("flags", [("max-attempts=0",), ("max-attempts=x",)])
 def test_invalid_option_is_a_usage_error(command: Command, flags: tuple[str, ...]) -> None:
     done = command.run("127.0.0.1:1", ["text"], *flags)
