@@ -85,14 +85,14 @@ def drift(  # noqa: PLR0917
             report = from_message(get_drift(target, api_key, model))
         if html:
             html.write_text(as_html(report), encoding="utf-8")
-        _print(as_json(report) if as_json_object else as_text(report))
+        _print(as_json(report).encode() if as_json_object else as_text(report))  # JSON is UTF-8 everywhere
     if report.drifted:
         sys.exit(_EXIT_DRIFT)
     if not report.is_tested:
         sys.exit(_EXIT_TOO_FEW)
 
 
-def _print(text: str) -> None:
+def _print(text: str | bytes) -> None:
     try:
         click.echo(text)
     except BrokenPipeError:
