@@ -219,3 +219,8 @@ def test_target_of_the_environment_gives_way_to_files(tmp_path: Path) -> None:
     done = drift(tmp_path, "--bundle", tmp_path, POLYHEAD_ADMIN_TARGET="unix:/nowhere")
     assert done.exit_code == 2
     assert "is not a folder that polyhead bulk has written" in done.stderr
+
+
+def test_distance_that_is_no_number_is_a_usage_error() -> None:
+    done = drift("out", "--bundle", "b", "--min-distance", "nan")
+    assert (done.exit_code, "Invalid value for '--min-distance'" in done.stderr) == (2, True)
