@@ -7,12 +7,15 @@ with the modules of go.sum, and with Debian's packages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +75,20 @@ class Command:
             timeout=120,
         )
 
+    @contextlib.contextmanager
+    def open(self, target: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Starts the command as a process whose pipes stay open."""
+        pipe = subprocess.PIPE
+        arguments = [*map(str, self.arguments), f"{self.dash}target", target]
+        with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process:
+            watchdog = threading.Timer(60, process.kill)  # of a command that waits for ever
+            watchdog.start()
+            try:
+                yield process
+            finally:
+                watchdog.cancel()
+                process.kill()
+
     def answers(self, target: str, texts: Sequence[str], *flags: str) -> list[dict[str, Any]]:
         """Returns the answer of each text, in their order."""
         done = self.run(target, texts, *flags)
@@ -109,9 +126,13 @@ def go_debian_command(folder: Path) -> Command:
 
 def _go_command(package: Path, environment: Mapping[str, str], folder: Path) -> Command:
     program = folder / "polyhead-analyze"
-    for arguments in (["vet", ".", "./cmd/..."], ["build", "-o", str(program), "./cmd/polyhead-analyze"]):
+    for arguments in (
+        ["vet", ".", "./cmd/..."],
+        ["test", "."],
+        ["build", "-o", str(program), "./cmd/polyhead-analyze"],
+    ):
         built = _go(package, environment, *arguments)
-        assert built.returncode == 0, built.stderr
+        assert built.returncode == 0, built.stdout + built.stderr
     return Command([program], "-", lambda seconds: ["-timeout", f"{seconds}s"])
 
 
@@ -350,10 +371,19 @@ def test_npm_stream_ends_while_its_input_waits(servicer: FakeServicer, how: str,
     path.unlink()
 
 
-def test_npm_command_ends_silently_if_its_output_is_not_read(servicer: FakeServicer) -> None:
-    command = [*map(str, npm_command(NPM).arguments), "--target", servicer.target]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process:
+def test_command_answers_each_line_before_the_next_arrives(command: Command, servicer: FakeServicer) -> None:
+    with command.open(servicer.target) as process:
+        assert process.stdin
+        assert process.stdout
+        for text in ("one", "two"):
+            process.stdin.write(f"{text}\n".encode())
+            assert labels([json.loads(process.stdout.readline())]) == [text]
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_command_ends_silently_if_its_output_is_not_read(command: Command, servicer: FakeServicer) -> None:
+    with command.open(servicer.target) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
@@ -361,10 +391,9 @@ def test_npm_command_ends_silently_if_its_output_is_not_read(servicer: FakeServi
         assert json.loads(process.stdout.readline())["id"] == "0"
         process.stdout.close()
         process.stdin.write(b"two\n")  # stdin stays open: only the closed pipe can end the process
-        try:
-            assert (process.wait(20), process.stderr.read()) == (0, b"")
-        finally:
-            process.kill()
+        # The runtime of Go ends the process by the signal.
+        assert process.wait(20) in {0, -signal.SIGPIPE}
+        assert process.stderr.read() == b""
 
 
 def test_npm_command_names_the_failure_of_its_output(servicer: FakeServicer) -> None:
