@@ -212,4 +212,5 @@ class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
                 while answers := run(stream.next_answers()):
                     yield from answers
             finally:
-                run(stream.stop())
+                if session.runtime.usable():  # in a forked process, gRPC's locks may be held by threads of the parent
+                    run(stream.stop())

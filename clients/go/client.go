@@ -49,8 +49,9 @@ func MaxInFlight(items int) Option {
 	return func(client *Client) { client.maxInFlight = items }
 }
 
-// New returns a client that uses an open connection. The caller closes the connection.
-func New(connection grpc.ClientConnInterface, options ...Option) *Client {
+// New returns a client that uses an open connection, or an error if a limit is less than 1. The caller closes the
+// connection.
+func New(connection grpc.ClientConnInterface, options ...Option) (*Client, error) {
 	client := &Client{
 		stub:        polyheadv1.NewInferenceServiceClient(connection),
 		maxAttempts: defaultMaxAttempts,
@@ -59,7 +60,13 @@ func New(connection grpc.ClientConnInterface, options ...Option) *Client {
 	for _, option := range options {
 		option(client)
 	}
-	return client
+	if client.maxAttempts < 1 {
+		return nil, fmt.Errorf("MaxAttempts: %d is less than 1", client.maxAttempts)
+	}
+	if client.maxInFlight < 1 {
+		return nil, fmt.Errorf("MaxInFlight: %d is less than 1", client.maxInFlight)
+	}
+	return client, nil
 }
 
 // Options are the tasks and options of a request. The zero value requests every task with the server's defaults.

@@ -112,6 +112,24 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 print(client.analyze(["parent"], deadline_s=10)[0].sentiment.label)
 """
+FORK_IN_A_STREAM = """
+import os, signal, sys, warnings
+from polyhead_client import Client
+
+warnings.simplefilter("ignore")
+client = Client(sys.argv[1])
+children = []
+answers = client.stream(str(number) for number in range(5000))
+for number, answer in enumerate(answers):
+    if number % 500 == 250:
+        children.append(os.fork())
+        if children[-1] == 0:
+            signal.alarm(20)
+            answers.close()
+            assert len(client.analyze(["child"], deadline_s=10)) == 1
+            sys.exit(0)
+print(number + 1, [os.waitpid(child, 0)[1] for child in children])
+"""
 # grpcio prints a traceback of its own if an event of a closed loop arrives while a second loop runs, so each of these
 # programs has a single loop.
 FORGOTTEN = {
@@ -164,6 +182,11 @@ def test_client_connects_again_in_a_forked_process(servicer: FakeServicer, state
         state,
     )
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["child", "parent"], "")
+
+
+def test_process_that_is_forked_during_a_stream_leaves_it(servicer: FakeServicer) -> None:
+    done = run(FORK_IN_A_STREAM, servicer.target)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"5000 {[0] * 10}\n", "")
 
 
 @pytest.mark.parametrize("program", FORGOTTEN.values(), ids=FORGOTTEN)

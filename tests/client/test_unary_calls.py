@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent import futures
 from pathlib import Path
@@ -116,6 +117,12 @@ def test_deadline_ends_the_call(client: Face, servicer: FakeServicer) -> None:
     servicer.gate.clear()
     with pytest.raises(DeadlineExceededError):
         client.analyze(["text"], deadline_s=0.2)
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, 1e10, 1e9])
+def test_infinite_deadline_ends_no_call(client: Face, deadline_s: float) -> None:
+    assert labels(client.analyze(["unary"], deadline_s=deadline_s)) == ["unary"]
+    assert labels(client.stream(["streamed"], deadline_s=deadline_s)) == ["streamed"]
 
 
 def test_deadline_covers_all_calls_of_a_batch(client: Face, servicer: FakeServicer) -> None:

@@ -7,12 +7,15 @@ with the modules of go.sum, and with Debian's packages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +75,20 @@ class Command:
             timeout=120,
         )
 
+    @contextlib.contextmanager
+    def open(self, target: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Starts the command as a process whose pipes stay open."""
+        pipe = subprocess.PIPE
+        arguments = [*map(str, self.arguments), f"{self.dash}target", target]
+        with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process:
+            watchdog = threading.Timer(60, process.kill)  # of a command that waits for ever
+            watchdog.start()
+            try:
+                yield process
+            finally:
+                watchdog.cancel()
+                process.kill()
+
     def answers(self, target: str, texts: Sequence[str], *flags: str) -> list[dict[str, Any]]:
         """Returns the answer of each text, in their order."""
         done = self.run(target, texts, *flags)
@@ -109,9 +126,13 @@ def go_debian_command(folder: Path) -> Command:
 
 def _go_command(package: Path, environment: Mapping[str, str], folder: Path) -> Command:
     program = folder / "polyhead-analyze"
-    for arguments in (["vet", ".", "./cmd/..."], ["build", "-o", str(program), "./cmd/polyhead-analyze"]):
+    for arguments in (
+        ["vet", ".", "./cmd/..."],
+        ["test", "."],
+        ["build", "-o", str(program), "./cmd/polyhead-analyze"],
+    ):
         built = _go(package, environment, *arguments)
-        assert built.returncode == 0, built.stderr
+        assert built.returncode == 0, built.stdout + built.stderr
     return Command([program], "-", lambda seconds: ["-timeout", f"{seconds}s"])
 
 
@@ -312,6 +333,75 @@ def test_npm_stream_reads_no_further_than_its_consumer(servicer: FakeServicer) -
     assert state["read"] <= 10 + 16 + 1
     assert servicer.stream_ended.wait(10)
     path.unlink()
+
+
+# Ends a stream whose input waits for ever after its first text, and prints how it ended.
+WAITING_INPUT = """
+import { Client } from "@polyhead/client";
+
+const [target, how] = process.argv.slice(2);
+const client = new Client(how === "unreachable" ? "127.0.0.1:1" : target, { maxAttempts: 1 });
+const abort = new AbortController();
+async function* texts() {
+  yield "text";
+  await new Promise(() => {});
+}
+try {
+  const options = { timeoutMs: how === "timeout" ? 300 : undefined, signal: abort.signal };
+  for await (const answer of client.stream(texts(), options)) {
+    if (how === "break") break;
+    if (how === "abort") abort.abort();
+  }
+  console.log("ended");
+} catch (error) {
+  console.log(error.code);
+}
+client.close();
+"""
+
+
+@pytest.mark.parametrize(("how", "end"), [("break", "ended"), ("timeout", "4"), ("abort", "1"), ("unreachable", "14")])
+def test_npm_stream_ends_while_its_input_waits(servicer: FakeServicer, how: str, end: str) -> None:
+    npm_command(NPM)
+    path = NPM / f"dist/waiting-{how}.js"
+    path.write_text(WAITING_INPUT)
+    done = subprocess.run(["node", path, servicer.target, how], capture_output=True, text=True, check=False, timeout=60)
+    # Without an end, node runs out of work and exits with 13.
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{end}\n", "")
+    path.unlink()
+
+
+def test_command_answers_each_line_before_the_next_arrives(command: Command, servicer: FakeServicer) -> None:
+    with command.open(servicer.target) as process:
+        assert process.stdin
+        assert process.stdout
+        for text in ("one", "two"):
+            process.stdin.write(f"{text}\n".encode())
+            assert labels([json.loads(process.stdout.readline())]) == [text]
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_command_ends_silently_if_its_output_is_not_read(command: Command, servicer: FakeServicer) -> None:
+    with command.open(servicer.target) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(b"one\n")
+        assert json.loads(process.stdout.readline())["id"] == "0"
+        process.stdout.close()
+        process.stdin.write(b"two\n")  # stdin stays open: only the closed pipe can end the process
+        # The runtime of Go ends the process by the signal.
+        assert process.wait(20) in {0, -signal.SIGPIPE}
+        assert process.stderr.read() == b""
+
+
+def test_npm_command_names_the_failure_of_its_output(servicer: FakeServicer) -> None:
+    command = [*npm_command(NPM).arguments, "--target", servicer.target, "text"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "ENOSPC" in done.stderr
 
 
 @pytest.mark.parametrize("flags", [("max-attempts=0",), ("max-attempts=x",)])

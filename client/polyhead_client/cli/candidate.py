@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .admin import RELOAD_TIMEOUT_S, admin, admin_options, call_admin, print_messages, to_json
-from .options import model_option
+from .options import FiniteRange, model_option
 
 __all__ = ["admin"]
 
@@ -161,7 +161,7 @@ def compare(  # noqa: PLR0917
 )
 @click.option(
     "--max-p99-ratio",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=2.0,
     show_default=True,
     help="Roll back when the 99th percentile of the latency, divided by that of the served model, exceeds this; 0 for "
@@ -169,13 +169,13 @@ def compare(  # noqa: PLR0917
 )
 @click.option(
     "--max-p99-ms",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(0, 3_600_000),
     default=0.0,
     help="Roll back when the 99th percentile of the latency exceeds this number of milliseconds.  [default: no limit]",
 )
 @click.option(
     "--min-texts",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000_000),
     default=100,
     show_default=True,
     help="Texts that the candidate must have answered in the last minute before the limits count.",

@@ -16,7 +16,7 @@ from .admin import get_drift, target_option
 from .drift_page import as_html
 from .drift_report import DriftReport, as_json, as_text, from_message
 from .failure import CommandError, discard_stdout
-from .options import api_key_option, model_option
+from .options import FiniteRange, api_key_option, model_option
 
 _EXIT_DRIFT, _EXIT_USAGE, _EXIT_TOO_FEW, _EXIT_INTERRUPTED = 1, 2, 3, 130
 _PATH = click.Path(path_type=Path)
@@ -31,7 +31,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--min-distance",
     metavar="D",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.1,
     show_default=True,
     help="Smallest distance that counts as drift, for OUTPUT; a server has its own, --drift-min-distance.",
@@ -85,14 +85,14 @@ def drift(  # noqa: PLR0917
             report = from_message(get_drift(target, api_key, model))
         if html:
             html.write_text(as_html(report), encoding="utf-8")
-        _print(as_json(report) if as_json_object else as_text(report))
+        _print(as_json(report).encode() if as_json_object else as_text(report))  # JSON is UTF-8 everywhere
     if report.drifted:
         sys.exit(_EXIT_DRIFT)
     if not report.is_tested:
         sys.exit(_EXIT_TOO_FEW)
 
 
-def _print(text: str) -> None:
+def _print(text: str | bytes) -> None:
     try:
         click.echo(text)
     except BrokenPipeError:

@@ -126,6 +126,8 @@ class _Commands(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Runs the command line."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a label may contain what the encoding of the terminal does not
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().main(*arguments, **options)
         except OSError as error:
@@ -289,7 +291,8 @@ def info(server: ServerOptions, as_json: bool) -> None:
 
     with _mapped_errors(server.target), server.connect() as client:
         model = client.info()
-        click.echo(json.dumps(model.to_dict(), ensure_ascii=False) if as_json else render(model))
+        # JSON is UTF-8, whatever the encoding of stdout.
+        click.echo(json.dumps(model.to_dict(), ensure_ascii=False).encode() if as_json else render(model))
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,17 @@ from polyhead_client.choices import DEFAULT_TARGET
 if TYPE_CHECKING:
     from polyhead_client.client import Client
     from polyhead_client.transport.credentials import Tls
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; ``click.FloatRange`` accepts NaN in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parses a number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)

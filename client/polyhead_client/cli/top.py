@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import click
 
 from .admin import admin_options, get_stats
+from .options import FiniteRange
 from .units import format_count, format_duration
 
 if TYPE_CHECKING:  # gRPC and rich take longer to import than --help should take
@@ -43,7 +44,7 @@ _MAX_WIDTH = 24
     "--interval",
     "interval_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(0.1, 86_400),
     default=2.0,
     show_default=True,
     help="Time between two readings. Rates are averages over this time.",

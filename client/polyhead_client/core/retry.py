@@ -28,6 +28,8 @@ _MAX_JITTER = 4 / 3
 # gRPC's retry throttling (gRFC A6) with the largest bucket that it allows: a server that dies may break hundreds of
 # calls, and all of them may be retried. After that, retries are limited to a tenth of the successes.
 _MAX_TOKENS, _TOKENS_PER_SUCCESS = 1000.0, 0.1
+# A longer deadline is none: gRPC would take the point in time beyond the range of its clock for one in the past.
+_MAX_DEADLINE_S = 1e9
 
 
 class Failure(Protocol):
@@ -46,15 +48,15 @@ class Deadline:
     """The point in time at which a call expires."""
 
     def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        """Starts the countdown; None means no limit.
+        """Starts the countdown; None and infinity mean no limit.
 
         Raises:
             InvalidRequestError: ``seconds`` is not a number.
         """
-        if seconds is not None and (not isinstance(seconds, int | float) or math.isnan(seconds)):
+        if not isinstance(seconds, int | float | None) or (isinstance(seconds, float) and math.isnan(seconds)):
             raise InvalidRequestError("INVALID_ARGUMENT", f"deadline_s: {seconds!r} is not a number of seconds or None")
         self._now = now
-        self._end = None if seconds is None else now() + seconds
+        self._end = None if seconds is None or seconds > _MAX_DEADLINE_S else now() + seconds
 
     def left_s(self) -> float | None:
         """Seconds left, negative after expiry; None without a limit."""

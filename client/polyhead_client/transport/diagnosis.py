@@ -109,7 +109,7 @@ class Diagnosis:
 def connection_problem(
     target: Target, tls: Tls | None, flag: str = _DEFAULT_FLAG, *, check_health: bool
 ) -> _Problem | None:
-    """Connects to the target and returns the first problem; None if there is none, or none can be found.
+    """Connects to the target and returns the first problem; None if there is none, or none is found in time.
 
     Args:
         target: The target.
@@ -119,12 +119,28 @@ def connection_problem(
     """
     if not target.local and any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXY_VARIABLES):
         return None
+    # In a thread: nothing limits the time that the resolution of a name takes.
+    end_s = time.monotonic() + _TOTAL_TIMEOUT_S
+    found: list[tuple[bool, _Problem | None]] = []
+    thread = threading.Thread(
+        name="polyhead-diagnosis", target=lambda: found.append(_probe_all(target, tls, flag, end_s)), daemon=True
+    )
+    thread.start()
+    thread.join(_TOTAL_TIMEOUT_S)
+    reached, problem = found[0] if found else (False, None)
+    left_s = end_s - time.monotonic()
+    if reached and check_health and left_s > 0:
+        return _health_problem(target, tls, min(_TIMEOUT_S, left_s))
+    return problem
+
+
+def _probe_all(target: Target, tls: Tls | None, flag: str, end_s: float) -> tuple[bool, _Problem | None]:
+    """Connects to the addresses of the target until ``end_s``; returns whether one has no problem, or the problem."""
     refused: list[str] = []
     reached = False
-    end_s = time.monotonic() + _TOTAL_TIMEOUT_S
     for family, address, host in _addresses(target):
         if isinstance(address, _Problem):
-            return address
+            return False, address
         shown = f"unix:{address}" if family == socket.AF_UNIX else _format(address)
         try:
             problem = _probe(family, address, host, shown, tls)
@@ -135,16 +151,14 @@ def connection_problem(
             refused.append(reason if shown == target.text else f"{shown}: {reason}")
             continue
         if problem is not None:
-            return problem
+            return False, problem
         reached = True
         if time.monotonic() > end_s:
             break
-    if reached:
-        return _health_problem(target, tls) if check_health else None
-    if not refused:
-        return None
+    if reached or not refused:
+        return reached, None
     server = "polyhead-serve running" if flag == _DEFAULT_FLAG else f"polyhead-serve running with {flag}"
-    return _Problem("CONNECTION_REFUSED", f"no server at {target} ({'; '.join(refused)}); is {server}?")
+    return False, _Problem("CONNECTION_REFUSED", f"no server at {target} ({'; '.join(refused)}); is {server}?")
 
 
 def _addresses(target: Target) -> Iterator[tuple[int, object, str]]:
@@ -324,7 +338,7 @@ def _tls_error_problem(error: ssl.SSLError, family: int, address: object, shown:
     return _Problem("TLS_NOT_SUPPORTED", f"the server at {shown} does not use TLS: {_RESTART_HINT}")
 
 
-def _health_problem(target: Target, tls: Tls | None) -> _Problem | None:
+def _health_problem(target: Target, tls: Tls | None, timeout_s: float) -> _Problem | None:
     """Asks the health service, as gRPC does before it sends calls."""
     # Without the service config, by which gRPC sends no call to a server that is not serving.
     options = [option for option in channel.options(target, tls) if option[0] != "grpc.service_config"]
@@ -336,7 +350,7 @@ def _health_problem(target: Target, tls: Tls | None) -> _Problem | None:
     with opened:
         try:
             check: Any = opened.unary_unary("/grpc.health.v1.Health/Check")
-            response = check(_HEALTH_REQUEST, timeout=_TIMEOUT_S)
+            response = check(_HEALTH_REQUEST, timeout=timeout_s)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return _Problem(

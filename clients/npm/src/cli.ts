@@ -133,4 +133,9 @@ function labelScores(scores: readonly LabelScore[]): object[] {
   return scores.map(({ label, probability }) => ({ label, probability }));
 }
 
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code === "EPIPE") process.exit(0); // the reader has read enough
+  console.error(`polyhead-analyze: ${error.message}`);
+  process.exit(1);
+});
 process.exitCode = await main();

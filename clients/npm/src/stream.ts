@@ -102,7 +102,12 @@ export async function* streamAnswers(
   } finally {
     stop.abort();
     for (const timer of timers) clearTimeout(timer);
-    if (!exhausted) await input.return?.();
+    if (!exhausted) {
+      const closing = input.return?.();
+      // An async generator that waits for its next item would close only after that item.
+      if (reading) void Promise.resolve(closing).catch(() => {});
+      else await closing;
+    }
   }
 
   function open(): Call {

@@ -271,6 +271,22 @@ def test_canary_sends_its_options(service: FakeAdminService) -> None:
     assert service.requests == [pb2.CanaryRequest(bundle="/new", share=0.5, limits=limits, force=True)]
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--min-texts", "99999999999"),
+        ("--max-p99-ms", "nan"),
+        ("--max-p99-ms", "inf"),
+        ("--max-p99-ms", "1e300"),
+        ("--max-p99-ratio", "nan"),
+        ("--max-p99-ratio", "inf"),
+    ],
+)
+def test_canary_limit_out_of_range_is_a_usage_error(service: FakeAdminService, flag: str, value: str) -> None:
+    done = admin("canary", "--share", "5%", flag, value)
+    assert (done.exit_code, f"Invalid value for '{flag}'" in done.stderr, service.requests) == (2, True, [])
+
+
 def test_promote_and_discard(service: FakeAdminService) -> None:
     done = admin("promote", "--force")
     assert (done.exit_code, json.loads(done.stdout)["model_id"]) == (0, "new-1")

@@ -103,6 +103,16 @@ def test_json_has_all_fields(service: FakeAdminService, target: str) -> None:
     assert (first["effective_texts"], second["p_value"], second["bins"]) == (617.5, None, [])
 
 
+def test_labels_outside_of_the_encoding_of_stdout_are_escaped(service: FakeAdminService, target: str) -> None:
+    service.measures = [topic(drifted=True)]
+    service.measures[0].bins[0].name = "退款 😀"
+    runner = CliRunner(charset="latin-1")
+    table = runner.invoke(main, ["drift", "--target", target])
+    assert (table.exit_code, r"\u9000\u6b3e \U0001f600" in table.stdout) == (1, True)
+    report = json.loads(runner.invoke(main, ["drift", "--json", "--target", target]).stdout_bytes.decode())
+    assert report["measures"][0]["bins"][0]["name"] == "退款 😀"
+
+
 class Page(HTMLParser):
     """Collects tags, attributes and text."""
 
@@ -209,3 +219,8 @@ def test_target_of_the_environment_gives_way_to_files(tmp_path: Path) -> None:
     done = drift(tmp_path, "--bundle", tmp_path, POLYHEAD_ADMIN_TARGET="unix:/nowhere")
     assert done.exit_code == 2
     assert "is not a folder that polyhead bulk has written" in done.stderr
+
+
+def test_distance_that_is_no_number_is_a_usage_error() -> None:
+    done = drift("out", "--bundle", "b", "--min-distance", "nan")
+    assert (done.exit_code, "Invalid value for '--min-distance'" in done.stderr) == (2, True)

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from polyhead.v1 import model_pb2
 from polyhead_client.cli.main import main
 
 from tests.support.fake_server import BREAK, ERROR, FakeServicer, embedding_of
@@ -323,6 +324,19 @@ def test_info_prints_json_on_request(run: Run) -> None:
     assert model["prompts"] == {"passage": "passage: ", "query": "query: "}
     assert [head["labels"] for head in model["heads"]] == [["account", "billing"], ["bad", "good"]]
     assert model["fingerprints"]["embedding_space"] == "00112233445566aa"
+
+
+def test_labels_outside_of_the_encoding_of_stdout_are_escaped(servicer: FakeServicer) -> None:
+    labels = ["Rückgabe", "退款", "😀"]
+    servicer.additional_heads = [
+        model_pb2.HeadInfo(name="tags", kind=model_pb2.HEAD_KIND_MULTILABEL, labels=labels, thresholds=[0.5] * 3)
+    ]
+    runner = CliRunner(charset="latin-1", env={"POLYHEAD_TARGET": servicer.target})
+    table = runner.invoke(main, ["info"])
+    assert table.exit_code == 0
+    assert r"labels Rückgabe from 0.5, \u9000\u6b3e from 0.5, \U0001f600 from 0.5" in table.stdout
+    model = json.loads(runner.invoke(main, ["info", "--json"]).stdout_bytes.decode())
+    assert model["heads"][-1]["labels"] == labels
 
 
 @pytest.fixture

@@ -146,6 +146,13 @@ def test_once_reads_twice_and_prints_rates(admin: FakeAdminService, monkeypatch:
     assert "\x1b" not in result.stdout
 
 
+@pytest.mark.parametrize("interval", ["nan", "inf", "1e300", "0"])
+def test_interval_out_of_range_is_a_usage_error(admin: FakeAdminService, interval: str) -> None:
+    result = CliRunner().invoke(main, ["top", "--interval", interval])
+    assert (result.exit_code, admin.calls) == (2, 0)
+    assert "Invalid value for '--interval'" in result.stderr
+
+
 def test_output_to_a_pipe_is_a_plain_table_per_reading(
     admin: FakeAdminService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

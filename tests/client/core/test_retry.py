@@ -85,3 +85,9 @@ def test_deadline_counts_down_from_its_creation() -> None:
     time = 13.0
     assert deadline.left_s() == -1.0
     assert Deadline(None).left_s() is None
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e300, pytest.param(10**400, id="integer"), 1e10])
+def test_deadline_beyond_the_range_of_clocks_is_no_limit(seconds: float) -> None:
+    assert Deadline(seconds).left_s() is None
+    assert Deadline(1e8, now=lambda: 0.0).left_s() == 1e8

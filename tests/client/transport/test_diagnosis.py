@@ -251,18 +251,33 @@ def test_unknown_host_is_named(connect: Any) -> None:
     assert (error.reason, "'no-such-host.invalid'" in error.message) == ("NAME_NOT_RESOLVED", True)
 
 
-def test_diagnosis_of_many_silent_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(diagnosis, "_TOTAL_TIMEOUT_S", 0.0)
-    probed: list[Any] = []
+@pytest.mark.parametrize("blocked", ["name server", "server"])
+def test_diagnosis_ends_although_nobody_answers(monkeypatch: pytest.MonkeyPatch, blocked: str) -> None:
+    released = threading.Event()
+    calls: list[str] = []
+
+    def block(host: str, *_: Any, **__: Any) -> Any:
+        calls.append(host)
+        released.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
 
     def probe(_: int, address: Any, *__: Any) -> None:
-        probed.append(address)
+        calls.append(address)
+        released.wait(10)
 
-    monkeypatch.setattr(diagnosis, "_probe", probe)
+    monkeypatch.setattr(diagnosis, "_TOTAL_TIMEOUT_S", 0.05)
+    if blocked == "server":
+        monkeypatch.setattr(diagnosis, "_probe", probe)
+    else:
+        monkeypatch.setattr(socket, "getaddrinfo", block)
     target = parse("ipv4:" + ",".join(f"127.0.0.{number}:1" for number in range(1, 9)))
-    assert diagnosis.connection_problem(target, None, check_health=False) is None
-    assert len(probed) == 1
+    assert diagnosis.connection_problem(target, None, check_health=True) is None
+    assert not released.is_set()
+    threads = [thread for thread in threading.enumerate() if thread.name == "polyhead-diagnosis"]
+    released.set()
+    for thread in threads:
+        thread.join(20)
+    assert (len(threads), len(calls)) == (1, 1)
 
 
 def test_second_address_is_used_if_nobody_listens_at_the_first(connect: Any, own: Pair) -> None:

@@ -136,10 +136,11 @@ func run(ctx context.Context, target, ca string, useTLS, unary bool, attempts in
 		return err
 	}
 	defer connection.Close()
-	client := polyhead.New(connection, polyhead.MaxAttempts(attempts))
-	out := bufio.NewWriter(os.Stdout)
-	defer out.Flush() // answers that came before an error
-	encoder, failed := json.NewEncoder(out), false
+	client, err := polyhead.New(connection, polyhead.MaxAttempts(attempts))
+	if err != nil {
+		return err
+	}
+	encoder, failed := json.NewEncoder(os.Stdout), false // without a buffer: each answer is printed at once
 	write := func(answer *polyheadv1.Answer) error {
 		failed = failed || answer.GetError() != nil
 		record, err := newRecord(answer)
@@ -152,9 +153,6 @@ func run(ctx context.Context, target, ca string, useTLS, unary bool, attempts in
 		err = analyze(ctx, client, options, write)
 	} else {
 		err = stream(ctx, client, options, write)
-	}
-	if err == nil {
-		err = out.Flush()
 	}
 	if err == nil && failed {
 		err = errItems
