@@ -30,6 +30,7 @@ _Context = aio.ServicerContext[Any, Any]
 _Plan = tuple[Any, Backend, InferRequest]
 # Fields of ModelInferRequest that hold tensors, whose number of nested fields is bounded.
 _INPUTS, _CONTENTS, _BYTES_CONTENTS = 5, 5, 8
+_RAW_INPUT_CONTENTS = 7
 _FINAL = "triton_final_response"
 _ID = tag(TYPES["inference.ModelInferResponse"].DESCRIPTOR, "id", "bytes")
 _RAW_OUTPUT_CONTENTS = tag(TYPES["inference.ModelInferResponse"].DESCRIPTOR, "raw_output_contents", "bytes")
@@ -55,7 +56,7 @@ class OpenInferenceService:
             return kind.FromString  # type: ignore[no-any-return]
 
         def infer_request(data: bytes) -> Any:
-            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._max_items)
+            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._max_items, _RAW_INPUT_CONTENTS)
             return kind.FromString(data)
 
         return infer_request
@@ -153,7 +154,7 @@ class OpenInferenceService:
 
     def _decode(self, request: Any) -> tuple[Backend, InferRequest]:
         backend, view = self._require_model(request.model_name, request.model_version)
-        texts = _texts(request)
+        texts = _texts(request, backend.max_items)
         for output in request.outputs:
             # KServe's client asks for binary outputs, which all are.
             if set(output.parameters) - {"binary_data"}:
@@ -185,8 +186,8 @@ def _description(model_name: str, outputs: tuple[tuple[str, str, tuple[int, int]
     return response.SerializeToString()  # type: ignore[no-any-return]
 
 
-def _texts(request: Any) -> list[bytes]:
-    """Returns the elements of the request's input tensor.
+def _texts(request: Any, max_items: int) -> list[bytes]:
+    """Returns the elements of the request's input tensor, at most ``max_items``.
 
     Raises:
         InvalidRequestError: Names the field that is wrong.
@@ -196,7 +197,7 @@ def _texts(request: Any) -> list[bytes]:
         raise InvalidRequestError("INVALID_TENSOR", problem)
     (tensor,) = request.inputs
     open_inference_input.require_datatype(tensor.datatype)
-    count = open_inference_input.element_count(tensor.shape)
+    count = open_inference_input.element_count(tensor.shape, max_items)
     raw_bytes = len(request.raw_input_contents[0]) if request.raw_input_contents else None
     parameters = {name: _value(value) for name, value in tensor.parameters.items()}
     open_inference_input.check_parameters(parameters, raw_bytes)

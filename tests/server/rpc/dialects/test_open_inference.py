@@ -108,6 +108,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
     ({"inputs": [BYTES | {"datatype": "INT64"}]}, "INVALID_ARGUMENT", "datatype 'INT64'; send the texts"),
     ({"inputs": [BYTES | {"shape": [1, 2]}]}, "INVALID_ARGUMENT", r"shape [1, 2]; send [n,1]"),
     ({"inputs": [BYTES | {"shape": [2, 1]}]}, "INVALID_ARGUMENT", "ends before element 1 of 2"),
+    ({"inputs": [BYTES | {"shape": [9, 1]}]}, "INVALID_ARGUMENT", "has 9 elements; at most 8 are allowed"),
     ({"inputs": [BYTES | {"shape": [0, 1]}], "raw_input_contents": [b""]}, "INVALID_ARGUMENT", "at least one text"),
     ({"raw_input_contents": [raw("w1"), raw("w1")]}, "INVALID_ARGUMENT", "2 elements for one input tensor"),
     ({"inputs": [BYTES | {"contents": {"bytes_contents": [b"w1"]}}]}, "INVALID_ARGUMENT", "use one of them"),
