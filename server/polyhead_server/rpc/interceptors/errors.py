@@ -153,6 +153,9 @@ class ErrorInterceptor(aio.ServerInterceptor):
                 return await behavior(request, context)
             except (asyncio.CancelledError, aio.AbortError):
                 raise
+            except aio.InternalError:
+                # A write to a client that has gone; the cancellation that gRPC sends comes later.
+                raise asyncio.CancelledError from None
             except ServerError as error:
                 await abort(context, error)
             except NotImplementedError as error:
