@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from grpc import aio
 
-from polyhead_server.errors import InvalidRequestError, NotReadyError, ServerError
+from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, ServerError
 from polyhead_server.inference.types import ItemOutcome, Message
 from polyhead_server.rpc.message_limits import check_fields
 from polyhead_server.rpc.wire_format import delimited, tag
@@ -88,6 +88,11 @@ class OpenInferenceService:
             backend, _ = self._require_model(request.name, request.version)
         except NotReadyError:
             return TYPES["inference.ModelReadyResponse"](ready=False)
+        except ModelNotFoundError:
+            if not self._models.default.settings.api_keys:
+                raise
+            # This method needs no key, and the names are not for callers without one.
+            raise ModelNotFoundError from None
         return TYPES["inference.ModelReadyResponse"](ready=backend.ready)
 
     async def ServerMetadata(self, _: Any, __: _Context) -> Any:  # noqa: N802
