@@ -145,7 +145,7 @@ async def test_call_that_ends_during_a_write_is_no_fault_of_the_server(
     metrics = Metrics()
     errors = ErrorInterceptor(service_names.INFERENCE)
     server = aio.server(interceptors=[TelemetryInterceptor(settings(), metrics, None), errors])
-    handlers = {"StreamAnalyze": grpc.stream_stream_rpc_method_handler(stream)}
+    handlers: dict[str, Any] = {"StreamAnalyze": grpc.stream_stream_rpc_method_handler(stream)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_names.INFERENCE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
