@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 from polyhead_server.errors import InvalidRequestError, ServerError
-from polyhead_server.inference.types import ItemOutcome
+from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.inference.types import Item, ItemOutcome
+from polyhead_server.rpc.dialects.descriptors import TYPES
 from polyhead_server.rpc.dialects.ordered_stream import OrderedStream
 from polyhead_server.serving.backend import Backend, Submission
 from polyhead_server.settings import Settings
+
+from tests.support.fake_engine import FakeEngine
+from tests.support.polling import until
 
 from .conftest import DialectServer
 
@@ -119,6 +124,29 @@ async def test_requests_that_wait_for_their_response_are_not_kept(client: Callab
     # Its traceback holds the frames.
     del task
     assert [one() for one in silent.plans] == [None] * len(silent.plans)
+
+
+@pytest.mark.parametrize("path", ["inference.GRPCInferenceService/ModelStreamInfer", "tei.v1.Embed/EmbedStream"])
+async def test_texts_that_are_in_the_queue_are_not_kept(running: DialectServer, engine: FakeEngine, path: str) -> None:
+    engine.gate.clear()
+    texts = [f"w{number} of a stream" for number in range(REQUESTS)]
+    blocker = running.call(path, [_request(path, "w199")])
+    await engine.hold()
+    call = running.call(path, [_request(path, text) for text in texts])
+    pipeline = running.service.pipeline
+    assert isinstance(pipeline, Pipeline)
+    await until(lambda: pipeline.scheduler.accounting.waiting_items == REQUESTS)
+    # What comes last is still being decoded or submitted.
+    assert not [one for one in gc.get_objects() if isinstance(one, Item) and one.text in texts[:-1]]
+    engine.gate.set()
+    assert [len([response async for response in one]) for one in (blocker, call)] == [1, REQUESTS]
+
+
+def _request(path: str, text: str) -> Any:
+    if path.startswith("tei"):
+        return TYPES["tei.v1.EmbedRequest"](inputs=text.encode())
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [text.encode()]}}
+    return TYPES["inference.ModelInferRequest"](model_name="fake", inputs=[tensor])
 
 
 async def test_texts_that_wait_for_their_response_are_bounded_by_the_window(client: Callable[..., Client]) -> None:
