@@ -235,13 +235,16 @@ class ModelNotFoundError(ServerError):
     """The request names a model or a version that this server does not serve.
 
     Args:
-        served: Names of the models that it serves.
+        served: Names of the models that it serves; none for a caller who must not learn them.
     """
 
     code = "NOT_FOUND"
     reason = "MODEL_NOT_FOUND"
 
     def __init__(self, *served: str) -> None:
+        if not served:
+            super().__init__("this server serves no model with this name and version")
+            return
         if len(served) == 1:
             super().__init__(f"this server serves model {served[0]!r}, version 1, and no other")
             return

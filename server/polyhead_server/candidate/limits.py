@@ -47,12 +47,16 @@ class Window:
     def __init__(self, polls: int) -> None:
         """Takes how many totals a minute has."""
         self._totals: deque[tuple[Answers, Answers]] = deque([(Answers(), Answers())], maxlen=polls)
+        self._processes = 0
 
     def add(self, counts: Sequence[CanaryCounts]) -> tuple[SideReport, SideReport]:
         """Takes the totals of all processes; returns the served model's and the candidate's answers since a minute."""
         served, candidate = merged(one.served for one in counts), merged(one.candidate for one in counts)
         oldest = self._totals[0]
-        self._totals.append((served, candidate))
+        if len(counts) >= self._processes:
+            # Totals without a process that hangs for a moment would later make all its answers those of a minute.
+            self._totals.append((served, candidate))
+            self._processes = len(counts)
         return _difference(served, oldest[0]), _difference(candidate, oldest[1])
 
 

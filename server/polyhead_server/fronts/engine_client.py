@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 MAX_LOSSES = 3
 # Seconds after which a call is worth another attempt that came while there was no engine.
 _NO_ENGINE_RETRY_S = 1.0
+# Later deadlines, which clients may choose, are none: a record holds nanoseconds in 64 bits.
+_MAX_DEADLINE_S = 2**62 / 1e9
 
 
 class EngineClient:
@@ -100,11 +102,15 @@ class EngineClient:
         self._held_tokens += tokens
         target.messages += 1
         target.idle.clear()
-        if not submission.blocking:
+        if submission.blocking:
+            message.admission = asyncio.get_running_loop().create_future()
+        try:
             self._send_admit(message)
+        except BaseException:
+            self._end(message)
+            raise
+        if message.admission is None:
             return len(sizes), None
-        message.admission = asyncio.get_running_loop().create_future()
-        self._send_admit(message)
         try:
             count, error = await message.admission
         except asyncio.CancelledError:
@@ -362,4 +368,4 @@ class EngineClient:
 
 
 def _ns(seconds: float | None) -> int:
-    return NONE_NS if seconds is None else int(seconds * 1e9)
+    return NONE_NS if seconds is None or seconds > _MAX_DEADLINE_S else int(seconds * 1e9)

@@ -220,7 +220,7 @@ class _Resource:
             return await endpoint.handler(call)
         except ModelNotFoundError as error:
             # It lists the models, which a caller without a key must not learn.
-            return form(error if (endpoint and endpoint.rpc) or not self._keys else PathNotFoundError())
+            return form(error if (endpoint and endpoint.rpc) or not self._keys else ModelNotFoundError())
         except ServerError as error:
             return form(error)
         except ClientDisconnectError:

@@ -80,7 +80,7 @@ async def infer(call: Call) -> Response:
     _require_fields(call, document)
     outputs, request_id = _outputs(document), _id(document)
     view = call.backend.view(view_of)
-    texts = _texts(document, binary)
+    texts = _texts(document, binary, call.backend.max_items)
     call.texts = len(texts)
     names = [output["name"] for output in outputs]
     parameters = _object(document, "parameters")
@@ -129,7 +129,7 @@ def _require_same_model(call: Call, name: str) -> None:
         raise InvalidRequestError("INVALID_PARAMETER", problem)
 
 
-def _texts(document: dict[str, Any], binary: bytes) -> list[bytes]:
+def _texts(document: dict[str, Any], binary: bytes, max_items: int) -> list[bytes]:
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise InvalidRequestError("INVALID_TENSOR", "inputs must be a list of one tensor, which holds the texts")
@@ -140,7 +140,7 @@ def _texts(document: dict[str, Any], binary: bytes) -> list[bytes]:
         raise InvalidRequestError(
             "INVALID_TENSOR", "inputs[0].shape must be a list of integers; send [n,1] for n texts"
         )
-    count = open_inference_input.element_count(shape)
+    count = open_inference_input.element_count(shape, max_items)
     parameters = _object(tensor, "parameters")
     is_binary = parameters.get("binary_data_size") is not None
     if is_binary and tensor.get("data") is not None:

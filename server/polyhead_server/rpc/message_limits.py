@@ -89,13 +89,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise IndexError("not a valid varint")
 
 
-def check_fields(data: bytes, path: tuple[int, ...], max_items: int) -> None:
+def check_fields(data: bytes, path: tuple[int, ...], max_items: int, raw_field: int) -> None:
     """Checks a serialized message of another protocol, whose texts are the elements of one nested field.
 
     Args:
         data: The message as received.
         path: Numbers of the fields that lead to the texts; each but the last is a message.
         max_items: Maximum number of texts.
+        raw_field: Number of the outermost message's field that holds the raw content of a tensor, of any size.
 
     Raises:
         InvalidRequestError: It has too many texts, or too many other fields.
@@ -103,7 +104,7 @@ def check_fields(data: bytes, path: tuple[int, ...], max_items: int) -> None:
     if len(data) <= _SMALL_BYTES:
         return
     try:
-        _NestedFields(path, max_items).check(data, 0, len(data), 0)
+        _NestedFields(path, max_items, raw_field).check(data, 0, len(data), 0)
     except IndexError:
         return
 
@@ -111,15 +112,16 @@ def check_fields(data: bytes, path: tuple[int, ...], max_items: int) -> None:
 class _NestedFields:
     """Counts the fields of a message down to those that hold texts."""
 
-    def __init__(self, path: tuple[int, ...], max_items: int) -> None:
+    def __init__(self, path: tuple[int, ...], max_items: int, raw_field: int) -> None:
         self._path = path
         self._max_items = max_items
+        self._raw_field = raw_field
         self._texts = self._tensors = self._other_bytes = 0
 
     def check(self, data: bytes, at: int, end: int, depth: int) -> None:
         for number, begin, stop in _fields(data, at, end):
             if number != self._path[depth]:
-                self._count_other(stop - begin if depth else 0)
+                self._count_other(0 if not depth and number == self._raw_field else stop - begin)
             elif depth == len(self._path) - 1:
                 self._texts += 1
                 if self._texts > self._max_items:
@@ -131,7 +133,6 @@ class _NestedFields:
                 self.check(data, begin, stop, depth + 1)
 
     def _count_other(self, size: int) -> None:
-        # Fields of the outermost message may be large: one of them holds the raw content of the tensor.
         self._other_bytes += max(size, _MIN_FIELD_BYTES)
         if self._other_bytes > _MAX_OTHER_BYTES:
             problem = f"the message has more than {_MAX_OTHER_BYTES} bytes besides its texts"

@@ -1,4 +1,4 @@
-"""Full names of the gRPC services that the server offers."""
+"""Full names of the gRPC services that the server offers, and paths of methods that need no API key."""
 
 from __future__ import annotations
 
@@ -12,3 +12,7 @@ ADMIN = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 HEALTH = health.SERVICE_NAME
 REFLECTION = reflection.SERVICE_NAME
 CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+# Probes of the Open Inference Protocol.
+PUBLIC_METHODS = frozenset(
+    f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
+)

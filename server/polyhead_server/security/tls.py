@@ -2,7 +2,7 @@
 
 ::
 
-    files -> ReloadingFile -> checked by a handshake in memory -> gRPC, which fetches them for every new connection
+    files -> ReloadingFile -> checked by a handshake in memory -> gRPC and HTTP, which fetch them for new connections
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import grpc
 from grpc import aio
@@ -110,28 +110,60 @@ class Certificates:
         )
 
     def http_context(self) -> ssl.SSLContext:
-        """Returns a context for an HTTPS listener, which presents the certificate of the current files.
+        """Returns a context for an HTTPS listener, which wraps each new connection as the current files demand."""
+        presented: CheckedCertificate | None = None
+        context: ssl.SSLContext
 
-        The context is renewed in the callback that chooses a certificate, which every new connection runs.
-        """
+        def current() -> ssl.SSLContext:
+            nonlocal presented, context
+            found = self._certificate.value()
+            if found is not presented:
+                try:
+                    context = self._new_http_context()
+                except (OSError, ssl.SSLError):
+                    # The files have changed again since they were checked, and will be read again.
+                    if presented is None:
+                        raise
+                    return context
+                presented = found
+                self._on_expiry(found.expiry_s)
+            return context
+
+        current()
+        return _RenewedContext(current)
+
+    def _new_http_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        presented: CheckedCertificate | None = None
-
-        def renew(*_: object) -> None:
-            nonlocal presented
-            current = self._certificate.value()
-            if current is not presented:
-                context.load_cert_chain(self._cert, self._key)
-                presented = current
-                self._on_expiry(current.expiry_s)
-
-        renew()
+        context.load_cert_chain(self._cert, self._key)
         if self._client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(self._client_ca)
-        context.sni_callback = renew
         return context
+
+
+class _RenewedContext(ssl.SSLContext):
+    """Hands every connection over to the context that is current when it comes.
+
+    A context cannot forget an authority, and resumes sessions without verifying the client again. OpenSSL takes the
+    authorities from the context that a connection began with, whatever the callback for the server's name sets.
+    """
+
+    _current: Callable[[], ssl.SSLContext]
+
+    def __new__(cls, current: Callable[[], ssl.SSLContext]) -> Self:
+        """Creates the context.
+
+        Args:
+            current: Returns the current context.
+        """
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        context._current = current
+        return context
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Wraps a connection, as event loops do."""
+        return self._current().wrap_bio(*arguments, **options)
 
 
 def add_port(server: aio.Server, address: str, certificates: Certificates | None) -> int:

@@ -47,7 +47,7 @@ from polyhead_server.inference.types import (
 
 from .backend import Backend, first_error, of_text
 from .embeddings import encodable, encode_embedding, shorten
-from .open_inference_input import CONTENT_TYPES, shown
+from .open_inference_input import CONTENT_TYPES, shown, too_many_elements
 from .open_inference_parameters import Parameters
 from .open_inference_tensors import DATATYPES, OutputTensor, TensorSpec, column, forms_of, head_tensor
 from .option_names import ENCODINGS, TRUNCATION
@@ -159,8 +159,7 @@ class ModelView:
         if not texts:
             raise InvalidRequestError("EMPTY_REQUEST", "the input tensor has no elements; send at least one text")
         if len(texts) > self._max_items:
-            problem = f"the input tensor has {len(texts)} elements; at most {self._max_items} are allowed"
-            raise InvalidRequestError("TOO_MANY_ITEMS", problem)
+            raise too_many_elements(len(texts), self._max_items)
         key = tuple(outputs)
         plan = None if parameters else self._plans.get(key)
         if plan is None:

@@ -77,16 +77,28 @@ def _mismatch(problem: str) -> InvalidRequestError:
     return InvalidRequestError("INVALID_TENSOR", f"the raw content of the input tensor {problem}; {hint}")
 
 
-def element_count(shape: Sequence[int]) -> int:
+def element_count(shape: Sequence[int], max_items: int | None = None) -> int:
     """Returns the number of texts of an input tensor of this shape.
 
+    Args:
+        shape: The tensor's.
+        max_items: Maximum number of texts, so that no more are split; None to leave it to the caller.
+
     Raises:
-        InvalidRequestError: The shape is neither [n] nor [n,1].
+        InvalidRequestError: The shape is neither [n] nor [n,1], or there are too many texts.
     """
     if (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) and shape[0] >= 0:
+        if max_items is not None and shape[0] > max_items:
+            raise too_many_elements(shape[0], max_items)
         return shape[0]
     shown = f"{list(shape)}" if len(shape) <= 8 else f"of {len(shape)} dimensions"
     raise InvalidRequestError("INVALID_TENSOR", f"the input tensor has shape {shown}; send [n,1] or [n] for n texts")
+
+
+def too_many_elements(count: int, max_items: int) -> InvalidRequestError:
+    """Returns the error of an input tensor with more texts than a request may have."""
+    problem = f"the input tensor has {count} elements; at most {max_items} are allowed"
+    return InvalidRequestError("TOO_MANY_ITEMS", problem)
 
 
 def require_datatype(datatype: str) -> None:

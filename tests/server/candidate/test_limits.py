@@ -64,6 +64,16 @@ def test_window_forgets_what_is_older() -> None:
     assert (candidate.texts, candidate.error_rate) == (200, 0.0)
 
 
+def test_window_ignores_totals_without_one_of_the_processes() -> None:
+    window = Window(polls=2)
+    good = CanaryCounts(answers([]), answers([0.1] * 100))
+    bad = CanaryCounts(answers([]), answers([0.1] * 5, failed=5))
+    assert window.add([good, bad])[1].texts == 110
+    window.add([good])
+    # The window is longer by the one it ignored.
+    assert [window.add([good, bad])[1].texts for _ in range(3)] == [110, 0, 0]
+
+
 def test_counts_of_processes_add_up() -> None:
     both = merged([answers([0.1, 0.2]), answers([0.3], failed=2)])
     assert (both.texts, both.errors["INTERNAL"]) == (5, 2)

@@ -13,6 +13,7 @@ from polyhead_server.errors import (
     OverloadedError,
     TextTooLongError,
 )
+from polyhead_server.fronts import records
 from polyhead_server.fronts.remote_pipeline import RemotePipeline
 from polyhead_server.inference import scheduler
 from polyhead_server.inference.pipeline import Pipeline
@@ -187,6 +188,32 @@ async def test_a_deadline_that_passes_in_the_queue_is_an_error(
     assert len(engine.engine.batch_shapes) == 1
     (outcome,) = await unary(front.pipeline, "w1", deadline=time.monotonic() - 1)
     assert isinstance(outcome, ExpiredError)
+
+
+@pytest.mark.parametrize("deadline", [2.0**63 / 1e6, 1e300, float("inf")])
+async def test_a_deadline_beyond_64_bits_of_nanoseconds_is_none(
+    pair: tuple[EngineProcess, Front], deadline: float
+) -> None:
+    (outcome,) = await unary(pair[1].pipeline, "w1", deadline=deadline)
+    assert isinstance(outcome, Result)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_message_that_cannot_be_sent_leaves_no_reservation(
+    pair: tuple[EngineProcess, Front], monkeypatch: pytest.MonkeyPatch, *, blocking: bool
+) -> None:
+    _, front = pair
+
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("cannot be encoded")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(records, "admit", fail)
+        with pytest.raises(RuntimeError):
+            await front.pipeline.submit(message("w1"), Flow(unary=not blocking), None, blocking=blocking)
+    assert isinstance((await unary(front.pipeline, "w2"))[0], Result)
+    assert front.pipeline.target.messages == 0
+    await asyncio.wait_for(front.pipeline.close(), TIMEOUT_S)
 
 
 async def test_a_cancelled_text_leaves_the_queue(pair: tuple[EngineProcess, Front]) -> None:

@@ -51,6 +51,14 @@ def test_message_of_a_usual_client_is_accepted(request_: pb2.AnalyzeRequest) -> 
     message_limits.check(request_.SerializeToString(), MAX_ITEMS)
 
 
+def test_large_field_of_another_protocol_is_accepted_only_as_raw_content() -> None:
+    entries = b"\x12\x06\x0a\x04name" * (MEGABYTES // 8)
+    message_limits.check_fields(b"\x3a" + length(entries) + entries, (5, 5, 8), MAX_ITEMS, raw_field=7)
+    # One output with two million parameters.
+    with pytest.raises(InvalidRequestError, match="bytes besides its texts"):
+        message_limits.check_fields(b"\x32" + length(entries) + entries, (5, 5, 8), MAX_ITEMS, raw_field=7)
+
+
 @pytest.mark.parametrize("end", [b"\xff", b"\x0a\xff", b"\xff" * 20, b"\x0a\xff\xff\xff\xff\x07"])
 def test_invalid_protobuf_is_left_to_the_parser(end: bytes) -> None:
     whole = pb2.AnalyzeRequest(items=[item_pb2.Item(text="t" * 100_000)]).SerializeToString()

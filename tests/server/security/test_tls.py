@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import shutil
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +135,53 @@ def test_renewed_certificate_is_used(authority: Authority) -> None:
     old = expiry_of(certificates)
     files.replace(authority.issue("next", ends=4 * DAY))
     assert expiry_of(certificates) - old == pytest.approx(DAY.total_seconds(), abs=60)
+
+
+async def greeting(port: int, trusted: Path, own: Files) -> bytes:
+    """Returns what an HTTPS listener sends to a client with a certificate; nothing if it rejects the client."""
+    context = ssl.create_default_context(cafile=trusted)
+    context.load_cert_chain(own.cert, own.key)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+    except (ConnectionError, ssl.SSLError):
+        return b""
+
+
+async def test_https_trusts_only_the_client_authorities_of_the_current_file(tmp_path: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    folders = tmp_path / "old", tmp_path / "new"
+    for folder in folders:
+        folder.mkdir()
+    old, new = (Authority(folder) for folder in folders)
+    files, client_ca = old.issue("server"), tmp_path / "client_ca.pem"
+    clients = old.issue("client"), new.issue("client")
+    shutil.copy(old.cert, client_ca)
+    certificates = Certificates(files.cert, files.key, client_ca)
+    server = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=certificates.http_context())
+    port = server.sockets[0].getsockname()[1]
+    assert [await greeting(port, old.cert, client) for client in clients] == [b"hello", b""]
+    shutil.copy(new.cert, client_ca)
+    certificates.refresh()
+    assert [await greeting(port, old.cert, client) for client in clients] == [b"", b"hello"]
+    # The server's own certificate is renewed in the same way.
+    files.replace(new.issue("server"))
+    certificates.refresh()
+    assert [await greeting(port, new.cert, client) for client in clients] == [b"", b"hello"]
+    # Files that change while they are loaded leave the previous ones in force.
+    shutil.copy(old.cert, client_ca)
+    certificates.refresh()
+    client_ca.unlink()
+    assert [await greeting(port, new.cert, client) for client in clients] == [b"", b"hello"]
+    shutil.copy(old.cert, client_ca)
+    assert [await greeting(port, new.cert, client) for client in clients] == [b"hello", b""]
+    server.close()
 
 
 def replace_certificate_without_key(files: Files, authority: Authority) -> None:

@@ -56,6 +56,12 @@ def test_any_other_shape_is_refused(shape: list[int]) -> None:
     assert len(str(caught.value)) < 200
 
 
+def test_too_many_elements_are_refused_by_the_shape_alone() -> None:
+    assert element_count([8, 1], 8) == 8
+    with pytest.raises(InvalidRequestError, match="has 9 elements; at most 8 are allowed"):
+        element_count([9, 1], 8)
+
+
 @pytest.mark.parametrize(
     ("parameters", "raw_bytes"),
     [

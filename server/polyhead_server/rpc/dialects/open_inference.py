@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpc import aio
 
-from polyhead_server.errors import InvalidRequestError, NotReadyError, ServerError
-from polyhead_server.inference.types import ItemOutcome
+from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, ServerError
+from polyhead_server.inference.types import ItemOutcome, Message
 from polyhead_server.rpc.message_limits import check_fields
 from polyhead_server.rpc.wire_format import delimited, tag
 from polyhead_server.serving import open_inference_input
@@ -26,14 +27,27 @@ from .ordered_stream import OrderedStream
 
 NAME = "inference.GRPCInferenceService"
 _Context = aio.ServicerContext[Any, Any]
-# A request of a stream, its model, and what it asks for.
-_Plan = tuple[Any, Backend, InferRequest]
 # Fields of ModelInferRequest that hold tensors, whose number of nested fields is bounded.
 _INPUTS, _CONTENTS, _BYTES_CONTENTS = 5, 5, 8
+_RAW_INPUT_CONTENTS = 7
 _FINAL = "triton_final_response"
 _ID = tag(TYPES["inference.ModelInferResponse"].DESCRIPTOR, "id", "bytes")
 _RAW_OUTPUT_CONTENTS = tag(TYPES["inference.ModelInferResponse"].DESCRIPTOR, "raw_output_contents", "bytes")
 _INFER_RESPONSE = tag(TYPES["inference.ModelStreamInferResponse"].DESCRIPTOR, "infer_response", "message")
+
+
+class _Plan(NamedTuple):
+    """A decoded request: its model, what it asks for, and what its response repeats."""
+
+    backend: Backend
+    decoded: InferRequest
+    request_id: str
+    model_name: str
+    is_final: bool
+
+    def without_texts(self) -> _Plan:
+        message = Message((), self.decoded.message.options)
+        return self._replace(decoded=dataclasses.replace(self.decoded, message=message))
 
 
 class OpenInferenceService:
@@ -55,7 +69,7 @@ class OpenInferenceService:
             return kind.FromString  # type: ignore[no-any-return]
 
         def infer_request(data: bytes) -> Any:
-            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._max_items)
+            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._max_items, _RAW_INPUT_CONTENTS)
             return kind.FromString(data)
 
         return infer_request
@@ -74,6 +88,11 @@ class OpenInferenceService:
             backend, _ = self._require_model(request.name, request.version)
         except NotReadyError:
             return TYPES["inference.ModelReadyResponse"](ready=False)
+        except ModelNotFoundError:
+            if not self._models.default.settings.api_keys:
+                raise
+            # This method needs no key, and the names are not for callers without one.
+            raise ModelNotFoundError from None
         return TYPES["inference.ModelReadyResponse"](ready=backend.ready)
 
     async def ServerMetadata(self, _: Any, __: _Context) -> Any:  # noqa: N802
@@ -101,10 +120,11 @@ class OpenInferenceService:
 
     async def ModelInfer(self, request: Any, context: _Context) -> Any:  # noqa: N802
         """Answers the texts of one request."""
-        backend, decoded = self._decode(request)
+        plan = self._decode(request)
+        backend, decoded = plan.backend, plan.decoded
         deadline = deadline_after(context.time_remaining(), decoded.timeout_s)
         model, outcomes = await backend.service.answer(decoded.message, deadline)
-        return self._encode(request, decoded, backend.view(view_of, model), outcomes)
+        return _encode(plan, backend.view(view_of, model), outcomes)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: _Context) -> None:  # noqa: N802
         """Answers a stream of requests in order; the error of one does not end the stream.
@@ -121,23 +141,24 @@ class OpenInferenceService:
         submitters: dict[Backend, Submitter] = {}
 
         async def submit(_: Submitter, request: Any) -> tuple[_Plan, Submission]:
-            backend, decoded = self._decode(request)
+            plan = self._decode(request)
+            backend, decoded = plan.backend, plan.decoded
             if (submitter := submitters.get(backend)) is None:
                 submitter = submitters[backend] = backend.service.submitter(deadline)
             own_deadline = deadline_after(decoded.timeout_s)
-            return (request, backend, decoded), await backend.submit(submitter, decoded.message, own_deadline)
+            return plan.without_texts(), await backend.submit(submitter, decoded.message, own_deadline)
 
         def respond(plan: _Plan, submission: Submission, outcomes: list[ItemOutcome]) -> Any:
-            request, backend, decoded = plan
-            view = backend.view(view_of, submission.model)
-            return delimited(_INFER_RESPONSE, self._encode(request, decoded, view, outcomes))
+            view = plan.backend.view(view_of, submission.model)
+            return delimited(_INFER_RESPONSE, _encode(plan, view, outcomes))
 
-        def failed(request: Any, error: ServerError) -> Any:
+        def failed(request_id: str, error: ServerError) -> Any:
             if strict:
                 raise error
-            return response_type(error_message=str(error), infer_response={"id": request.id[:64]})
+            return response_type(error_message=str(error), infer_response={"id": request_id})
 
-        await OrderedStream(self._models.default, submit, respond, failed).run(requests, context)
+        stream = OrderedStream(self._models.default, submit, respond, failed, lambda request: str(request.id[:64]))
+        await stream.run(requests, context)
 
     def _require_model(self, name: str, version: str) -> tuple[Backend, ModelView]:
         """Returns the named model and its tensors.
@@ -151,26 +172,27 @@ class OpenInferenceService:
             raise self._models.not_found()
         return backend, backend.view(view_of)
 
-    def _decode(self, request: Any) -> tuple[Backend, InferRequest]:
+    def _decode(self, request: Any) -> _Plan:
         backend, view = self._require_model(request.model_name, request.model_version)
-        texts = _texts(request)
+        texts = _texts(request, backend.max_items)
         for output in request.outputs:
             # KServe's client asks for binary outputs, which all are.
             if set(output.parameters) - {"binary_data"}:
                 problem = f"output {output.name[:64]!a} has parameters; this server supports none for outputs"
                 raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
         parameters = {name: _value(value) for name, value in request.parameters.items()}
-        return backend, view.request(texts, [output.name for output in request.outputs], parameters, request.id)
+        decoded = view.request(texts, [output.name for output in request.outputs], parameters, request.id)
+        is_final = "triton_enable_empty_final_response" in parameters
+        return _Plan(backend, decoded, request.id, request.model_name, is_final)
 
-    def _encode(self, request: Any, decoded: InferRequest, view: ModelView, outcomes: Sequence[ItemOutcome]) -> bytes:
-        tensors = view.respond(decoded, outcomes)
-        is_final = "triton_enable_empty_final_response" in request.parameters
-        description = _description(
-            request.model_name, tuple([(one.name, one.datatype, one.shape) for one in tensors]), is_final=is_final
-        )
-        # Always raw: the clients' ``as_numpy`` reads nothing else for numbers.
-        contents = [delimited(_RAW_OUTPUT_CONTENTS, one.raw()) for one in tensors]
-        return b"".join((description, delimited(_ID, request.id.encode()), *contents))
+
+def _encode(plan: _Plan, view: ModelView, outcomes: Sequence[ItemOutcome]) -> bytes:
+    tensors = view.respond(plan.decoded, outcomes)
+    outputs = tuple([(one.name, one.datatype, one.shape) for one in tensors])
+    description = _description(plan.model_name, outputs, is_final=plan.is_final)
+    # Always raw: the clients' ``as_numpy`` reads nothing else for numbers.
+    contents = [delimited(_RAW_OUTPUT_CONTENTS, one.raw()) for one in tensors]
+    return b"".join((description, delimited(_ID, plan.request_id.encode()), *contents))
 
 
 @functools.lru_cache(maxsize=256)
@@ -185,8 +207,8 @@ def _description(model_name: str, outputs: tuple[tuple[str, str, tuple[int, int]
     return response.SerializeToString()  # type: ignore[no-any-return]
 
 
-def _texts(request: Any) -> list[bytes]:
-    """Returns the elements of the request's input tensor.
+def _texts(request: Any, max_items: int) -> list[bytes]:
+    """Returns the elements of the request's input tensor, at most ``max_items``.
 
     Raises:
         InvalidRequestError: Names the field that is wrong.
@@ -196,7 +218,7 @@ def _texts(request: Any) -> list[bytes]:
         raise InvalidRequestError("INVALID_TENSOR", problem)
     (tensor,) = request.inputs
     open_inference_input.require_datatype(tensor.datatype)
-    count = open_inference_input.element_count(tensor.shape)
+    count = open_inference_input.element_count(tensor.shape, max_items)
     raw_bytes = len(request.raw_input_contents[0]) if request.raw_input_contents else None
     parameters = {name: _value(value) for name, value in tensor.parameters.items()}
     open_inference_input.check_parameters(parameters, raw_bytes)

@@ -13,7 +13,7 @@ from polyhead_server.errors import ServerError
 from polyhead_server.inference.types import ItemOutcome
 from polyhead_server.serving.backend import Backend, Submission, Submitter, deadline_after
 
-# Requests of a stream whose responses have not been written. The texts in them have limits of their own.
+# Requests of a stream whose responses have not been written. Their texts are bounded by the stream's window.
 _MAX_PENDING = 512
 
 _Request = TypeVar("_Request")
@@ -21,28 +21,32 @@ _Plan = TypeVar("_Plan")
 
 
 class OrderedStream(Generic[_Request, _Plan]):
-    """One stream of requests."""
+    """One stream of requests. What it keeps of a request does not grow with the request, but with its answers."""
 
     def __init__(
         self,
         backend: Backend,
         submit: Callable[[Submitter, _Request], Awaitable[tuple[_Plan, Submission]]],
         respond: Callable[[_Plan, Submission, list[ItemOutcome]], Any],
-        failed: Callable[[_Request, ServerError], Any],
+        failed: Callable[[str, ServerError], Any],
+        id_of: Callable[[_Request], str] = lambda _: "",
     ) -> None:
         """Prepares a stream.
 
         Args:
             backend: Runs the stream, until its model drains.
-            submit: Decodes a request and submits its texts; returns what ``respond`` needs of it.
+            submit: Decodes a request and submits its texts; returns what ``respond`` needs of it, without the texts.
             respond: Makes the response to a request from the outcomes of its texts.
-            failed: Makes the response to a request that failed, or raises to end the stream.
+            failed: Makes the response to a request that failed, given its id, or raises to end the stream.
+            id_of: Returns the id of a request, which must be short.
         """
         self._backend = backend
         self._submit = submit
         self._respond = respond
         self._failed = failed
-        self._pending: deque[tuple[_Request, tuple[_Plan, Submission] | ServerError]] = deque()
+        self._id_of = id_of
+        self._pending: deque[tuple[str, tuple[_Plan, Submission] | ServerError]] = deque()
+        self._texts = 0
         self._changed = asyncio.Event()
         self._space = asyncio.Event()
 
@@ -56,10 +60,7 @@ class OrderedStream(Generic[_Request, _Plan]):
         async def read(submitter: Submitter) -> None:
             async for request in requests:
                 await self._wait_for_space()
-                try:
-                    self._pending.append((request, await self._submit(submitter, request)))
-                except ServerError as error:
-                    self._pending.append((request, error))
+                self._pending.append((self._id_of(request), await self._submitted(submitter, request)))
                 self._changed.set()
 
         deadline = deadline_after(context.time_remaining())
@@ -71,12 +72,23 @@ class OrderedStream(Generic[_Request, _Plan]):
                 for _, submission in self._pending:
                     if not isinstance(submission, ServerError):
                         submission[1].cancel()
+                self._pending.clear()
             if reader.cancelled():
                 raise self._backend.service.end_reason()
             await reader
 
+    async def _submitted(self, submitter: Submitter, request: _Request) -> tuple[_Plan, Submission] | ServerError:
+        try:
+            plan, submission = await self._submit(submitter, request)
+        except ServerError as error:
+            # The frames of its traceback, and those of another error, hold the request.
+            error.__context__ = error.__cause__ = None
+            return error.with_traceback(None)
+        self._texts += len(submission.futures)
+        return plan, submission
+
     async def _wait_for_space(self) -> None:
-        while len(self._pending) >= _MAX_PENDING:
+        while len(self._pending) >= _MAX_PENDING or self._texts >= self._backend.settings.stream_window:
             self._space.clear()
             await self._space.wait()
 
@@ -91,16 +103,18 @@ class OrderedStream(Generic[_Request, _Plan]):
 
     async def _next_response(self) -> Any:
         # It stays in the list until its outcomes are known, so that a cancelled stream withdraws its texts.
-        request, submitted = self._pending[0]
-        try:
-            if isinstance(submitted, ServerError):
-                raise submitted
+        request_id, submitted = self._pending[0]
+        if isinstance(submitted, ServerError):
+            response = self._failed(request_id, submitted)
+        else:
             plan, submission = submitted
-            outcomes = [await future for future in submission.futures]
-            submission.metrics.count_outcomes(outcomes)
-            response = self._respond(plan, submission, outcomes)
-        except ServerError as error:
-            response = self._failed(request, error)
+            try:
+                outcomes = [await future for future in submission.futures]
+                submission.metrics.count_outcomes(outcomes)
+                response = self._respond(plan, submission, outcomes)
+            except ServerError as error:
+                response = self._failed(request_id, error)
+            self._texts -= len(submission.futures)
         self._pending.popleft()
         self._space.set()
         return response

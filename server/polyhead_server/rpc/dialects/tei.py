@@ -96,7 +96,8 @@ class TeiServices:
         async def stream(requests: AsyncIterator[Any], context: _Context) -> None:
             async def submit(submitter: Submitter, request: Any) -> tuple[_Plan, Submission]:
                 plan = plan_of(request, context)
-                return plan, await self._backend.submit(submitter, plan.message, None)
+                submission = await self._backend.submit(submitter, plan.message, None)
+                return plan._replace(message=Message((), plan.message.options)), submission
 
             def response(plan: _Plan, submission: Submission, outcomes: list[ItemOutcome]) -> Any:
                 return respond(plan, submission.model, _result(outcomes[0]))

@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 # Probes carry no key, and learn only whether the server serves. Reflection shows what the protocols' files show, and
 # clients that build their stubs from it send no key.
 _PUBLIC_PREFIXES = (f"/{service_names.HEALTH}/", f"/{service_names.REFLECTION}/")
-_PUBLIC = frozenset(
-    f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
-)
 # A caller may name any method.
 _MAX_METHOD_CHARACTERS = 100
 
@@ -60,7 +57,7 @@ class AuthInterceptor(aio.ServerInterceptor):
     ) -> Any:
         """Decides by the key alone: a method that does not exist is rejected like one that the key does not allow."""
         method = str(handler_call_details.method)
-        if not method.startswith(_PUBLIC_PREFIXES) and method not in _PUBLIC:
+        if not method.startswith(_PUBLIC_PREFIXES) and method not in service_names.PUBLIC_METHODS:
             metadata = handler_call_details.invocation_metadata
             headers = [str(value) for name, value in metadata or () if name == "authorization"]
             try:

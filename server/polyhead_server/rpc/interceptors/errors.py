@@ -30,6 +30,7 @@ from polyhead_server.errors import (
     ServerError,
 )
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.compression import inflate, is_compressed
 from polyhead_server.rpc.held_bytes import HeldBytes, on_message
 from polyhead_server.rpc.status import status
@@ -44,7 +45,8 @@ _Deserializer = Callable[[bytes], Any]
 DETAILS_KEY = "grpc-status-details-bin"
 # Size of the metadata of the call that the current task serves.
 _METADATA_BYTES: ContextVar[int] = ContextVar("polyhead_metadata_bytes", default=0)
-# Messages to the services besides inference name a service or a file; most of their callers need no key.
+# Messages to the services besides inference, and to probes, name a service, a file or a model; most of their callers
+# need no key.
 _MAX_SMALL_MESSAGE_BYTES = 4096
 
 
@@ -53,7 +55,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     def __init__(
         self,
-        *service_names: str,
+        *large_services: str,
         max_message_bytes: int = Settings.max_message_bytes,
         request_timeout_s: float = Settings.request_timeout_s,
         held_bytes: HeldBytes | None = None,
@@ -61,13 +63,13 @@ class ErrorInterceptor(aio.ServerInterceptor):
         """Creates the interceptor of one server.
 
         Args:
-            service_names: Full names of the services whose messages may be large and compressed, and whose streams may
+            large_services: Full names of the services whose messages may be large and compressed, and whose streams may
                 wait for messages without limit.
             max_message_bytes: Maximum size of an inflated message of these services.
             request_timeout_s: Seconds in which the message of any other call must arrive.
             held_bytes: Counts what is held for the callers; None to count nothing.
         """
-        self._prefixes = tuple(f"/{name}/" for name in service_names)
+        self._prefixes = tuple(f"/{name}/" for name in large_services)
         self._large = functools.partial(_deserialize_large, max_bytes=max_message_bytes)
         self._reads = TimedReads(request_timeout_s)
         self._held_bytes = held_bytes
@@ -85,7 +87,8 @@ class ErrorInterceptor(aio.ServerInterceptor):
             # To ask the context for the metadata would decode all of it once more.
             metadata = handler_call_details.invocation_metadata or ()
             _METADATA_BYTES.set(sum([len(key) + len(value) for key, value in metadata]))
-        if str(handler_call_details.method).startswith(self._prefixes):
+        method = str(handler_call_details.method)
+        if method.startswith(self._prefixes) and method not in service_names.PUBLIC_METHODS:
             return self._wrap_large(handler)
         return self._wrap_small(handler)
 
@@ -153,6 +156,9 @@ class ErrorInterceptor(aio.ServerInterceptor):
                 return await behavior(request, context)
             except (asyncio.CancelledError, aio.AbortError):
                 raise
+            except aio.InternalError:
+                # A write to a client that has gone; the cancellation that gRPC sends comes later.
+                raise asyncio.CancelledError from None
             except ServerError as error:
                 await abort(context, error)
             except NotImplementedError as error:
@@ -178,7 +184,7 @@ def _deserialize_small(data: bytes, *, deserialize: _Deserializer) -> Any:
     if is_compressed(data):
         raise CompressedMessageError
     if len(data) > _MAX_SMALL_MESSAGE_BYTES:
-        raise MessageTooLargeError(f"a message to this service may have at most {_MAX_SMALL_MESSAGE_BYTES} bytes")
+        raise MessageTooLargeError(f"a message to this method may have at most {_MAX_SMALL_MESSAGE_BYTES} bytes")
     try:
         return deserialize(data)
     except Exception as error:  # noqa: BLE001 - whatever the parser raises, the client sent an invalid message

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from polyhead_server.errors import ModelNotFoundError
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.rpc.dialects.descriptors import TYPES
+from polyhead_server.rpc.dialects.open_inference import OpenInferenceService
+from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
+from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.polling import until
@@ -98,6 +105,32 @@ async def test_unknown_model_is_not_found(running: DialectServer, fields: dict[s
     )
 
 
+async def test_probe_of_an_unknown_model_learns_no_name_where_keys_are_required(
+    running: DialectServer, settings: Callable[..., Settings]
+) -> None:
+    backend = Backend(running.service, settings(api_keys="keys.toml"), lambda: True)
+    guarded = OpenInferenceService(Models([backend]))
+    probe: Any = TYPES["inference.ModelReadyRequest"]
+    context: Any = None
+    for unknown in (probe(name="other"), probe(name="fake", version="2")):
+        with pytest.raises(ModelNotFoundError) as caught:
+            await guarded.ModelReady(unknown, context)
+        assert str(caught.value) == "this server serves no model with this name and version"
+    assert (await guarded.ModelReady(probe(name="fake"), context)).ready
+    assert "'fake'" in (await refusal(running.call(f"{SERVICE}/ModelReady", {"name": "other"})))[1]
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ModelReady"])
+async def test_probe_must_be_small_and_not_compressed(running: DialectServer, method: str) -> None:
+    path = f"{SERVICE}/{method}"
+    code, details = await refusal(running.call(path, b"\x9a\x06\x80\x40" + bytes(2**13)))
+    assert (code, details) == ("RESOURCE_EXHAUSTED", "a message to this method may have at most 4096 bytes")
+    code, details = await refusal(running.call(path, zlib.compress(bytes(2**20))))
+    assert (code, details) == ("UNIMPLEMENTED", "this service accepts no compressed messages")
+    # Other methods take both, as their callers have a key.
+    await running.call(f"{SERVICE}/ServerMetadata", b"\x9a\x06\x80\x40" + bytes(2**13))
+
+
 BYTES = {"name": "text", "datatype": "BYTES", "shape": [1, 1]}
 
 
@@ -108,6 +141,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
     ({"inputs": [BYTES | {"datatype": "INT64"}]}, "INVALID_ARGUMENT", "datatype 'INT64'; send the texts"),
     ({"inputs": [BYTES | {"shape": [1, 2]}]}, "INVALID_ARGUMENT", r"shape [1, 2]; send [n,1]"),
     ({"inputs": [BYTES | {"shape": [2, 1]}]}, "INVALID_ARGUMENT", "ends before element 1 of 2"),
+    ({"inputs": [BYTES | {"shape": [9, 1]}]}, "INVALID_ARGUMENT", "has 9 elements; at most 8 are allowed"),
     ({"inputs": [BYTES | {"shape": [0, 1]}], "raw_input_contents": [b""]}, "INVALID_ARGUMENT", "at least one text"),
     ({"raw_input_contents": [raw("w1"), raw("w1")]}, "INVALID_ARGUMENT", "2 elements for one input tensor"),
     ({"inputs": [BYTES | {"contents": {"bytes_contents": [b"w1"]}}]}, "INVALID_ARGUMENT", "use one of them"),

@@ -129,6 +129,40 @@ async def test_cancelled_call_is_counted_as_cancelled(observed: Observed, engine
     engine.gate.set()
 
 
+@pytest.mark.parametrize(
+    ("end", "code"), [("cancel", "CANCELLED"), ("close", "CANCELLED"), ("expire", "DEADLINE_EXCEEDED")]
+)
+async def test_call_that_ends_during_a_write_is_no_fault_of_the_server(
+    end: str, code: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    writing = asyncio.Event()
+
+    async def stream(_: Any, context: Any) -> None:
+        writing.set()
+        # More than the client lets the server send before it reads.
+        await context.write(bytes(2**24))
+
+    metrics = Metrics()
+    errors = ErrorInterceptor(service_names.INFERENCE)
+    server = aio.server(interceptors=[TelemetryInterceptor(settings(), metrics, None), errors])
+    handlers: dict[str, Any] = {"StreamAnalyze": grpc.stream_stream_rpc_method_handler(stream)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_names.INFERENCE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        observed = Observed(metrics, InferenceService(settings(), metrics), channel)
+        await channel.channel_ready()
+        call = observed.stub.StreamAnalyze(timeout=1 if end == "expire" else None)
+        await writing.wait()
+        if end == "cancel":
+            call.cancel()
+        elif end == "close":
+            await channel.close()
+        await observed.until_ended("StreamAnalyze", code)
+    await server.stop(None)
+    assert "incident" not in caplog.text
+
+
 async def test_call_that_ends_at_its_deadline_is_not_counted_as_cancelled(
     observed: Observed, engine: FakeEngine
 ) -> None:
