@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -306,9 +305,7 @@ def _reason(score: float) -> str:
 
 
 def _identity(config: Config, data: Data, max_steps: int | None) -> Identity:
-    rows = [(row.text, row.labels) for part in (data.train, data.validation, data.test) for row in part]
-    digest = hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()
-    return {"config": config.model_dump(mode="json"), "max_steps": max_steps, "rows_sha256": digest}
+    return {"config": config.model_dump(mode="json"), "max_steps": max_steps, "rows_sha256": data.rows_sha256()}
 
 
 def _completed(target: Path) -> Identity | None:
