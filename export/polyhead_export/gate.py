@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -124,9 +124,12 @@ def measure(  # noqa: PLR0917
     pairs = list(zip(*(run_all(runner, batches, len(batches)) for runner in (graph, reference)), strict=True))
     rows = eval_data.predict(graph, f"{path.name}: evaluation data") if eval_data else None
     evaluated = [(rows, eval_data.reference)] if eval_data and rows else []
+    units = {head.output: head.spread for head in heads}
+    if not model.config.normalize:
+        units[EMBEDDING_OUTPUT] = _mean_length([theirs[EMBEDDING_OUTPUT] for _, theirs in [*pairs, *evaluated]])
     return (
         *checks,
-        *_compare_values([*pairs, *evaluated], heads, limits),
+        *_compare_values([*pairs, *evaluated], units, limits),
         *(
             [compare_novelty([*pairs[: len(golden)], *evaluated], novelty, limits.novelty_difference)]
             if novelty
@@ -180,10 +183,12 @@ def compare_signatures(
     return Check("names", len(pairs) - len(named), 0), Check("dims", sum(a != b for a, b in named), 0)
 
 
-def _compare_values(pairs: Sequence[tuple[Outputs, Outputs]], heads: Sequence[Head], limits: Limits) -> list[Check]:
-    spreads = {head.output: head.spread for head in heads}
+def _compare_values(
+    pairs: Sequence[tuple[Outputs, Outputs]], units: Mapping[str, float], limits: Limits
+) -> list[Check]:
+    """Compares all numbers of every output, in its unit; outputs without one have unit 1."""
     differences = {
-        name: _max([np.abs(ours[name] - theirs[name]) for ours, theirs in pairs]) / spreads.get(name, 1.0)
+        name: _max([np.abs(ours[name] - theirs[name]) for ours, theirs in pairs]) / units.get(name, 1.0)
         for name in pairs[0][1]
     }
     distances = [_cosine_distance(ours[EMBEDDING_OUTPUT], theirs[EMBEDDING_OUTPUT]) for ours, theirs in pairs]
@@ -242,6 +247,11 @@ def _cosine_distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> 
     """1 - cosine of each pair of (B, H) rows, (B,). scikit-learn's function rejects NaN, which a check must report."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     return np.asarray(1 - (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)))
+
+
+def _mean_length(embeddings: Sequence[NDArray[np.float32]]) -> float:
+    """Mean Euclidean length of (B, H) embeddings: the scale of those that are not scaled to length 1."""
+    return float(np.mean(np.concatenate([np.linalg.norm(rows, axis=-1) for rows in embeddings]))) or 1.0
 
 
 def _max(differences: Sequence[NDArray[np.floating]]) -> float:

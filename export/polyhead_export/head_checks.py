@@ -39,12 +39,11 @@ def compare_predictions(pairs: Sequence[Pair], heads: Sequence[Head], limits: Li
     """
     single = [head for head in heads if head.kind not in ("multilabel", "regression")]
     differs = [_differs(pair, head) for pair in pairs for head in single]
-    disagreement = float(np.concatenate(differs).mean()) if differs else 0.0
-    yield Check("label_disagreement", disagreement, limits.label_disagreement)
+    yield _disagreement("label_disagreement", differs, limits)
     for head in heads:
         if head.kind == "multilabel":
-            decisions = np.concatenate([_differs(pair, head) for pair in pairs])  # (texts, labels)
-            yield Check(f"label_disagreement.{head.name}", float(decisions.mean()), limits.label_disagreement)
+            decisions = [_differs(pair, head) for pair in pairs]  # (texts, labels) each
+            yield _disagreement(f"label_disagreement.{head.name}", decisions, limits)
         if head.kind == "regression":
             found = [np.abs(predictions(ours, head) - predictions(theirs, head)) for ours, theirs in pairs]
             differences = np.concatenate(found) / head.spread  # (texts,)
@@ -59,8 +58,11 @@ def compare_scores(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], li
             continue
         ours, theirs = (eval_data.score(outputs, head, column) for outputs in (rows, eval_data.reference))
         for metric, limit in DROPS[head.kind].items():
-            drop = (theirs[metric] or 0.0) - (ours[metric] or 0.0)
-            yield Check(f"{metric}_drop.{head.name}", max(0.0, drop), getattr(limits, limit))
+            score = theirs[metric] or 0.0
+            allowed = getattr(limits, limit)
+            if limit == "accuracy_drop":
+                allowed = _at_least_one(allowed, _share_of_one(eval_data, column, metric, score))
+            yield Check(f"{metric}_drop.{head.name}", max(0.0, score - (ours[metric] or 0.0)), allowed)
         if head.kind != "regression":
             change = abs((ours["ece"] or 0.0) - (theirs["ece"] or 0.0))
             yield Check(f"calibration.{head.name}", change, limits.calibration)
@@ -102,6 +104,31 @@ def compare_prediction_sets(
         upper = interval(eval_data.covered(rows, head, column, sets.threshold), total)[1]
         gap = max(0.0, sets.coverage - upper)
         yield Check(f"set_coverage_gap.{head.name}", gap, limits.promise_gap)
+
+
+def _disagreement(name: str, differs: Sequence[NDArray[np.bool_]], limits: Limits) -> Check:
+    if not differs:
+        return Check(name, 0.0, limits.label_disagreement)
+    answers = np.concatenate(differs)
+    return Check(name, float(answers.mean()), _at_least_one(limits.label_disagreement, 1 / answers.size))
+
+
+def _at_least_one(limit: float, share: float) -> float:
+    """Returns a limit that one answer with this share of all does not exceed, while two do; a limit of 0 allows none.
+
+    On few texts, a limit may be finer than one answer, which is chance.
+    """
+    return max(limit, 1.5 * share) if limit else 0.0
+
+
+def _share_of_one(eval_data: EvalData, column: int, metric: str, score: float) -> float:
+    """Returns how much one wrong answer takes from an accuracy, or one wrong decision from a micro-F1 of ``score``."""
+    if metric == "accuracy":
+        return 1 / eval_data.labelled_rows(column)
+    # A true positive less takes 2 from the numerator of 2 TP / (true labels + predicted labels), and 1 from its
+    # denominator; about as many labels are predicted as are true.
+    labels = int((eval_data.targets[column] > 0).sum())
+    return (2 - score) / (2 * labels) if labels else 0.0
 
 
 def _accuracy(counts: tuple[int, int]) -> float:

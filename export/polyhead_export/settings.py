@@ -28,7 +28,8 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     difference: float = Field(ge=0)
-    """Absolute difference of any number of the embedding."""
+    """Absolute difference of any number of the embedding; without model.normalize, divided by the mean length of the
+    trained model's embeddings."""
     logit_difference: float = Field(ge=0)
     """Absolute difference of any logit; of a regression head's value in units of the spread of its training targets."""
     cosine_mean: float = Field(ge=0)

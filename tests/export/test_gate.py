@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from polyhead_bundle import Check, Head
 from polyhead_export import gate
@@ -26,8 +27,9 @@ from polyhead_export.errors import (
     ValuesError,
 )
 from polyhead_export.eval_data import EvalData, predict, predictions
+from polyhead_export.layout import EMBEDDING_OUTPUT
 from polyhead_export.onnx_export import describe_graph, signature
-from polyhead_export.runners import onnx_runner, torch_runner
+from polyhead_export.runners import Outputs, Runner, onnx_runner, torch_runner
 from polyhead_export.settings import Settings
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.heads import Head as ModelHead
@@ -111,6 +113,28 @@ def test_nan_output_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path
     path = _shifted(graph_file, tmp_path / "model.onnx", "sentiment_logits", float("nan"))
     checks = gate.measure(path, model, GOLDEN, HEADS)
     assert {"difference.sentiment_logits", "batch_invariance", "padding_invariance"} <= _failed(checks)
+
+
+def _scaled(runner: Runner, factor: float, shift: float) -> Runner:
+    """A runner with the embedding multiplied by a factor, and shifted."""
+
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
+        outputs = runner(input_ids, attention_mask)
+        return {**outputs, EMBEDDING_OUTPUT: outputs[EMBEDDING_OUTPUT] * np.float32(factor) + np.float32(shift)}
+
+    return run
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_difference_of_an_embedding_without_unit_length_is_relative_to_its_length(
+    model: PolyheadModel, graph_file: Path, monkeypatch: pytest.MonkeyPatch, normalize: bool
+) -> None:
+    # The graph has embeddings of length 1, which only the runners change.
+    reference, graph = (_scaled(onnx_runner(graph_file), 50.0, shift) for shift in (0.0, 2e-4))
+    monkeypatch.setattr(model.config, "normalize", normalize)
+    values = _values(gate.measure(graph_file, model, GOLDEN, HEADS, graph=graph, reference=reference))
+    expected = 2e-4 if normalize else 2e-4 / 50
+    assert values["difference.sentence_embedding"] == pytest.approx(expected, rel=0.05)
 
 
 def _measure_as_graph(model: PolyheadModel, graph_file: Path) -> tuple[Check, ...]:

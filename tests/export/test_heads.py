@@ -235,6 +235,31 @@ def test_loss_of_quality_is_measured_for_each_kind(evaluated: tuple[EvalData, tu
     assert {gains[name] for name in gains if "_drop." in name} == {0.0}
 
 
+@pytest.mark.parametrize(("variant", "allowed"), [("int8", 1), ("fp32", 0)])
+def test_one_answer_alone_exceeds_no_limit_above_0(
+    evaluated: tuple[EvalData, tuple[Head, ...]], variant: Any, allowed: int
+) -> None:
+    data, heads = evaluated
+    limits = Settings().limits_of(variant)
+    true = {
+        "tags_logits": np.where(data.targets[2] == 1, 9.0, -9.0),
+        "stars_logits": 9.0 * (2 * (data.targets[3][:, None] > np.arange(3)) - 1),
+    }
+    perfect = dataclasses.replace(data, reference={**data.reference, **true})
+    for wrong in range(4):
+        ours = {name: values.copy() for name, values in perfect.reference.items()}
+        # The first label of every third row is true; the first stars are the lowest.
+        ours["tags_logits"][: 3 * wrong : 3, 0] = -9.0
+        ours["stars_logits"][: 4 * wrong : 4] = 9.0
+        checks = {check.name: check for check in compare_scores(perfect, ours, heads, limits)}
+        # Five texts only, with 15 decisions of either kind, of which the limit is a share of 5 %.
+        first = [{name: values[::4][:5] for name, values in one.items()} for one in (ours, perfect.reference)]
+        checks |= {check.name: check for check in compare_predictions([(first[0], first[1])], heads, limits)}
+        for name in ("accuracy_drop.stars", "micro_f1_drop.tags", "label_disagreement"):
+            assert (checks[name].value > 0) == (wrong > 0), name
+            assert checks[name].passed == (wrong <= allowed), name
+
+
 def test_constant_predictions_are_implausible(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
     data, heads = evaluated
     constant = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -155,6 +156,33 @@ def test_overrides_replace_fields_by_dotted_keys(path: Path) -> None:
     assert config.data.train == ("a.jsonl", "b.jsonl")
     assert config.model.backbone == "./some/folder"
     assert config.name == "1a"
+
+
+@pytest.mark.parametrize("recipe", ["standard", "few-shot"])
+def test_override_of_a_default_stage_keeps_everything_else(path: Path, recipe: str) -> None:
+    path.write_text(MINIMAL)
+    expected = read_config(path, [f"training.recipe={recipe}"]).model_dump()
+    defaults = copy.deepcopy(expected)
+    # The index refers to the stages of the recipe, also of one that a later override sets.
+    config = read_config(path, ["training.stages.0.epochs=7", f"training.recipe={recipe}"])
+    expected["training"]["stages"][0]["epochs"] = 7
+    assert config.model_dump() == expected
+    assert read_config(path, [f"training.recipe={recipe}"]).model_dump() == defaults
+
+
+def test_override_of_a_default_head_keeps_everything_else(path: Path) -> None:
+    path.write_text(MINIMAL)
+    expected = read_config(path).model_dump()
+    expected["model"]["heads"][1]["threshold"] = "best"
+    assert read_config(path, ["model.heads.1.threshold=best"]).model_dump() == expected
+
+
+def test_override_that_replaces_a_default_stage(path: Path) -> None:
+    path.write_text(MINIMAL)
+    config = read_config(path, ["training.stages.1={name='all', train=['all'], learning_rate=1e-5}"])
+    assert [stage.name for stage in config.training.stages] == ["heads", "all"]
+    with pytest.raises(ConfigError, match=r"training\.stages\.2\.epochs: --set refers to a field that does not exist"):
+        read_config(path, ["training.stages.2.epochs=1"])
 
 
 @pytest.mark.parametrize(

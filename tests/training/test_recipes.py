@@ -25,6 +25,7 @@ def test_few_shot_sets_stages_heads_and_validation_in_one_field(path: Path) -> N
     config = few_shot(path)
     contrastive, *_, heads = config.training.stages
     assert (contrastive.loss, heads.solver) == ("contrastive", "lbfgs")
+    assert (contrastive.tasks, heads.tasks) == (("heads",), ("heads", "embedding"))
     assert [(head.name, head.hidden_size) for head in config.model.heads] == [("topic", 0), ("sentiment", 0)]
     assert config.model.pooling == "embedding"
     assert config.data.validation_fraction == 0.0
@@ -99,7 +100,11 @@ def test_contradiction_has_the_line_of_its_field(path: Path) -> None:
         ("train=['heads'], loss='contrastive', learning_rate=1e-4", "it trains no heads; name other parts"),
         (
             "train=['layers'], loss='contrastive', tasks=['embedding'], learning_rate=1e-4",
-            "it learns from labelled rows: add 'heads'",
+            "tasks ['embedding'] and loss 'contrastive': it learns from labelled rows only: remove tasks",
+        ),
+        (
+            "train=['layers'], loss='contrastive', tasks=['heads', 'embedding'], learning_rate=1e-4",
+            "tasks ['heads', 'embedding'] and loss 'contrastive': it learns from labelled rows only: remove tasks",
         ),
         ("train=['layers'], solver='lbfgs'", "it trains heads only; remove the other parts"),
         ("train=['heads'], solver='lbfgs', epochs=3", "epochs 3 and solver 'lbfgs', which has none"),

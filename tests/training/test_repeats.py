@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import statistics
 from collections import Counter
@@ -8,12 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from polyhead_training.cli import main
 from polyhead_training.config import Config
 from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import ConfigError, ResumeError, StoppedError
+from polyhead_training.evaluation.evaluate import Split
+from polyhead_training.evaluation.out_of_fold import fold_scores
 from polyhead_training.model import PolyheadModel, TextVectors
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.repeats import Repeats, table
@@ -138,6 +142,26 @@ def test_folds_predict_every_row_once_and_train_on_all_rows(folds_config: Config
     report = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>Cross-validation</h2>" in report
     assert "Labels of head topic that are likely mistakes" in report
+
+
+def test_threshold_of_a_fold_is_not_fitted_on_it(configure: Configure, folds_config: Config, tmp_path: Path) -> None:
+    assert folds_config.data.validation_fraction is None
+    head = configure(*FIT, "model.heads.1.threshold=best").model.heads[1]
+    repeats(configure(*FIT, "model.heads.1.threshold=best"), tmp_path / "run").train_folds(4)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "out_of_fold.jsonl").read_text().splitlines()]
+    temperature = content(tmp_path / "run", "run.json")["heads"][1]["temperature"]
+    labels = list(head.labels or ())
+    logits = []
+    for one in (line["sentiment"] for line in lines):
+        second = one["probability"] if one["predicted"] == labels[1] else 1.0 - one["probability"]
+        logits.append([temperature * math.log(second / (1.0 - second))])
+    targets = np.array([labels.index(line["sentiment"]["label"]) for line in lines])
+    split = Split([""] * 24, [(tmp_path, 1)] * 24, {head.name: targets}, {head.name: np.array(logits)})
+    scores = fold_scores([head], split, [line["fold"] - 1 for line in lines], 4)
+    spread = content(tmp_path / "run", "repeats.json")["spread"]["validation"]["sentiment"]
+    for metric in ("macro_f1", "nll"):
+        expected = [one["validation"]["sentiment"][metric] for one in scores]
+        assert spread[metric]["values"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_folds_predict_the_answers_of_heads_of_every_kind(

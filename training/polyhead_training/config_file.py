@@ -19,7 +19,8 @@ from .abstain_config import AbstainConfig, PredictionSetsConfig
 from .config import Config, DataConfig
 from .embedding_config import EmbeddingSourceConfig, RetrievalConfig
 from .errors import ConfigError
-from .model_config import HeadConfig, ModelConfig
+from .model_config import DEFAULT_HEADS, HeadConfig, ModelConfig
+from .recipes import with_recipe
 from .suggestions import closest, spelling_hint
 from .training_config import HeadsConfig, StageConfig, TrainingConfig
 
@@ -53,7 +54,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: A TOML file.
         overrides: ``key=value`` pairs: a dotted key, which may contain list indices
-            (``training.stages.0.epochs=2``), and a TOML value; any other value is a string.
+            (``training.stages.0.epochs=2``), and a TOML value; any other value is a string. An index refers to the
+            default heads or stages if the file sets none.
 
     Returns:
         The configuration, with all defaults filled in.
@@ -102,7 +104,8 @@ def _read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], 
         raise ConfigError(path, "", f"is not valid TOML: {message}", line=line) from None
     errors = []
     lines = _Lines(text)
-    for override in overrides:
+    # The default stages depend on the recipe, which another override may set.
+    for override in sorted(overrides, key=lambda one: _default_field(values, _names(one)) is not None):
         try:
             lines.forget(_apply(path, values, override))
         except ConfigError as error:
@@ -163,9 +166,11 @@ def _apply(path: Path, values: dict[str, Any], override: str) -> _Location:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(path, "", f"--set {override!r} is not a valid override: write --set key=value")
-    *parents, last = key.strip().split(".")
+    *parents, last = _names(override)
     target: Any = values
     try:
+        if field := _default_field(values, (*parents, last)):
+            values.setdefault(field[0], {})[field[1]] = _default_list(values, field)
         for name in parents:
             target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
         target[int(last) if isinstance(target, list) else last] = _parse(text.strip())
@@ -174,6 +179,35 @@ def _apply(path: Path, values: dict[str, Any], override: str) -> _Location:
             path, key, "--set refers to a field that does not exist; a list requires the index of an existing element"
         ) from None
     return tuple(int(name) if name.isdecimal() else name for name in (*parents, last))
+
+
+def _names(override: str) -> list[str]:
+    """Returns the parts of the key of an override."""
+    return override.partition("=")[0].strip().split(".")
+
+
+def _default_field(values: dict[str, Any], names: Sequence[str]) -> tuple[str, str] | None:
+    """Returns the field with a list of sections whose element a key refers to, if the configuration lacks the list."""
+    if len(names) < 3 or not names[2].isdecimal() or (names[0], names[1]) not in _DEFAULT_LISTS:
+        return None
+    section = values.get(names[0], {})
+    return (names[0], names[1]) if isinstance(section, dict) and names[1] not in section else None
+
+
+# The fields whose default is a list of sections.
+_DEFAULT_LISTS = {("model", "heads"): DEFAULT_HEADS, ("training", "stages"): TrainingConfig().stages}
+
+
+def _default_list(values: dict[str, Any], field: tuple[str, str]) -> list[dict[str, Any]]:
+    """Returns the default of a list of sections as a file would spell it out; stages are those of the recipe."""
+    heads, default = (
+        [one.model_dump(mode="json", exclude_unset=True) for one in _DEFAULT_LISTS[name]]
+        for name in (("model", "heads"), field)
+    )
+    if field == ("model", "heads"):
+        return heads
+    found: list[dict[str, Any]] = with_recipe(values, heads).get("training", {}).get("stages", default)
+    return copy.deepcopy(found)
 
 
 def _parse(text: str) -> object:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from polyhead_training.data.duplicates import duplicate_sets
 from polyhead_training.data.folds import assign_folds, fold_warnings, require_sets
 from polyhead_training.evaluation.evaluate import Evaluation, Split
 from polyhead_training.evaluation.label_noise import label_noise
-from polyhead_training.evaluation.out_of_fold import has_fold, prediction_lines, read_folds, write_fold
+from polyhead_training.evaluation.out_of_fold import fold_scores, has_fold, prediction_lines, read_folds, write_fold
 from polyhead_training.evaluation.scoring import selection_score
 from polyhead_training.evaluation.spread import spread
 from polyhead_training.reporting.model_card import write_card
@@ -135,7 +134,8 @@ class Repeats:
                 self._train_fold(folder, rows, assigned, fold, folds)
             split = read_folds(folder, rows, assigned, folds)
             # What is fitted on texts that were chosen for their answers would not hold for others.
-            representative = split.select([number for number, row in enumerate(rows) if not is_selected(row)])
+            numbers = [number for number, row in enumerate(rows) if not is_selected(row)]
+            representative = split.select(numbers)
             final = replace(self.data, train=tuple(rows))
             if self._splits:
                 # The predictions of the folds take the place of validation.
@@ -150,7 +150,7 @@ class Repeats:
             noise = label_noise(self.data.heads, split, temperatures)
             for name, found in noise.items():
                 self.report(f"head {name!r}: {found['found']:,} of {found['rows']:,} labels are likely mistakes")
-            evaluations = [read_json(folder / f"fold-{fold + 1}.json") for fold in range(folds)]
+            evaluations = fold_scores(self.data.heads, representative, [assigned[number] for number in numbers], folds)
             content: dict[str, Any] = {"folds": folds, "spread": spread(evaluations)}
             self.report(table(content["spread"], self.data.heads))
             write_json(folder / "final" / LABEL_NOISE_NAME, noise)
@@ -195,7 +195,7 @@ class Repeats:
         return rows, assign_folds(sets, rows, folds, self.config.training.seed)
 
     def _train_fold(self, folder: Path, rows: Sequence[Row], assigned: Sequence[int], fold: int, folds: int) -> None:
-        """Trains on the other folds, and keeps the logits of this fold and its evaluation."""
+        """Trains on the other folds, and keeps the logits of this fold."""
         name = f"fold-{fold + 1}"
         if has_fold(folder, fold):
             return
@@ -218,7 +218,6 @@ class Repeats:
         evaluation = self._train(_with_training(self.config, select="last"), folder / name, data)
         if evaluation is None or evaluation.validation is None:
             raise ResumeError(folder, "changed while a fold was trained; start again with --restart")
-        write_json(folder / f"{name}.json", evaluation.to_json())
         write_fold(folder, fold, evaluation.validation)
         shutil.rmtree(folder / name)
 
@@ -306,9 +305,7 @@ def _reason(score: float) -> str:
 
 
 def _identity(config: Config, data: Data, max_steps: int | None) -> Identity:
-    rows = [(row.text, row.labels) for part in (data.train, data.validation, data.test) for row in part]
-    digest = hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()
-    return {"config": config.model_dump(mode="json"), "max_steps": max_steps, "rows_sha256": digest}
+    return {"config": config.model_dump(mode="json"), "max_steps": max_steps, "rows_sha256": data.rows_sha256()}
 
 
 def _completed(target: Path) -> Identity | None:

@@ -23,7 +23,7 @@ class StageConfig(Section):
     Every other part is frozen."""
     tasks: tuple[Literal["heads", "embedding"], ...] = Field(default=("heads", "embedding"), min_length=1)
     """What the stage learns: heads (from the labelled rows), embedding (from data.embedding). A stage that changes no
-    part of the sentence embedding skips data.embedding."""
+    part of the sentence embedding skips data.embedding; one with loss contrastive learns heads only."""
     loss: Literal["heads", "contrastive"] = "heads"
     """What the stage minimizes on labelled rows, beside distillation: heads (the losses of the heads), or contrastive
     (texts with equal labels receive similar sentence embeddings, texts with different labels dissimilar ones)."""
@@ -49,9 +49,13 @@ class StageConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _lbfgs_chooses_its_steps(cls, values: object) -> object:
-        is_lbfgs = isinstance(values, dict) and values.get("solver") == "lbfgs"
-        return {"learning_rate": 1.0, **values} if is_lbfgs else values  # type: ignore[dict-item]
+    def _loss_and_solver_choose_defaults(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        tasks = {"tasks": ("heads",)} if values.get("loss") == "contrastive" else {}
+        # lbfgs chooses its steps.
+        rate = {"learning_rate": 1.0} if values.get("solver") == "lbfgs" else {}
+        return {**tasks, **rate, **values}
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
@@ -60,9 +64,10 @@ class StageConfig(Section):
         reasons = []
         if self.loss == "contrastive" and trains_heads:
             reasons.append(f"train {list(self.train)} and loss 'contrastive': it trains no heads; name other parts")
-        if self.loss == "contrastive" and "heads" not in self.tasks:
+        if self.loss == "contrastive" and set(self.tasks) != {"heads"}:
             reasons.append(
-                f"tasks {list(self.tasks)} and loss 'contrastive': it learns from labelled rows: add 'heads'"
+                f"tasks {list(self.tasks)} and loss 'contrastive': it learns from labelled rows only: remove tasks; "
+                "data.embedding needs a stage with loss 'heads'"
             )
         if self.solver == "lbfgs" and not heads_only:
             reasons.append(f"train {list(self.train)} and solver 'lbfgs': it trains heads only; remove the other parts")

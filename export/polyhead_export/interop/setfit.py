@@ -94,10 +94,7 @@ def read_head(reference: str, folder: Path, name: str) -> LinearHead:
         hint = "only logistic regressions can be imported; train other heads on its backbone"
         raise CheckpointError(reference, reason, hint)
     settings = read_module_settings(reference, folder / CONFIG)
-    labels = settings.get("labels") or classes
-    if len(labels) != len(classes):
-        reason = f"{CONFIG} names {len(labels)} labels, the head has {len(classes)} classes"
-        raise CheckpointError(reference, reason, "correct the labels")
+    labels = _labels(reference, settings.get("labels"), classes)
     kind: HeadKind = "multilabel" if several else "sigmoid" if logits == 1 else "softmax"
     field = "labels" if several else "label"
     try:
@@ -107,6 +104,27 @@ def read_head(reference: str, folder: Path, name: str) -> LinearHead:
         hint = "choose another with --head" if fault["loc"] == ("name",) else f"correct the labels in {CONFIG}"
         raise CheckpointError(reference, f"its head {name!r}: {fault['msg']}", hint) from None
     return LinearHead(config, weight, bias, is_normalized=bool(settings.get("normalize_embeddings")))
+
+
+def _labels(reference: str, names: list[str] | None, classes: list[str]) -> list[str]:
+    """Returns the labels in the order of the classes, which are themselves labels unless they are numbers from 0.
+
+    Raises:
+        CheckpointError: The classes contradict the names in the settings.
+    """
+    if not names:
+        return classes
+    if len(names) != len(classes):
+        reason = f"{CONFIG} names {len(names)} labels, the head has {len(classes)} classes"
+        raise CheckpointError(reference, reason, "correct the labels")
+    if classes == [str(number) for number in range(len(classes))]:
+        return names
+    if {str(name) for name in names} != set(classes):
+        reason = (
+            f"{CONFIG} names the labels {', '.join(map(str, names))}, the head has the classes {', '.join(classes)}"
+        )
+        raise CheckpointError(reference, reason, f"correct the labels in {CONFIG}, or remove them")
+    return classes
 
 
 def load_head(reference: str, model: PolyheadModel, head: LinearHead) -> None:

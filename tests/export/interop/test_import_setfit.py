@@ -75,6 +75,16 @@ def test_setfit_model_keeps_its_probabilities(tmp_path: Path, classes: int, labe
     assert list(run.heads[0]["labels"]) == (labels or ["0", "1", "2"])
 
 
+def test_classes_that_are_labels_keep_their_order(tmp_path: Path) -> None:
+    checkpoint = write_setfit(tmp_path, ["positive", "negative", "neutral"], convert=False)
+    random = np.random.default_rng(0)
+    classes = np.array(["negative", "neutral", "positive"])
+    head = LogisticRegression().fit(random.normal(size=(60, 32)), classes[np.arange(60) % 3])
+    joblib.dump(head, checkpoint / setfit.PICKLE)
+    run_conversion(checkpoint)
+    assert list(import_run(checkpoint).heads[0]["labels"]) == ["negative", "neutral", "positive"]
+
+
 @pytest.mark.parametrize("kind", [OneVsRestClassifier, MultiOutputClassifier])
 def test_head_of_several_labels_per_text_becomes_multilabel(tmp_path: Path, kind: Any) -> None:
     checkpoint = write_setfit(tmp_path, ["late", "rude"], convert=False)
@@ -123,10 +133,14 @@ def test_pickled_head_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> N
     [
         ({"coef": np.zeros((3, 32)), "intercept": np.zeros(3), "classes": None}, r"lacks coef, intercept or classes"),
         ({"coef": np.zeros((3, 32)), "intercept": np.zeros(3), "classes": ["a", "b"]}, r"coef \(3, 32\) .* 2 classes"),
-        ({"coef": np.zeros((3, 9)), "intercept": np.zeros(3), "classes": ["a", "b", "c"]}, "has 9 coefficients"),
+        ({"coef": np.zeros((3, 9)), "intercept": np.zeros(3), "classes": list("012")}, "has 9 coefficients"),
         (
             {"coef": np.zeros((4, 32)), "intercept": np.zeros(4), "classes": list("abcd")},
             "names 3 labels, the head has 4",
+        ),
+        (
+            {"coef": np.zeros((3, 32)), "intercept": np.zeros(3), "classes": ["app", "bill", "support"]},
+            "names the labels app, billing, support, the head has the classes app, bill, support",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,6 +36,18 @@ def test_novelty_of_held_out_texts_is_a_percentile() -> None:
     found = fit_novelty(texts(1500, 0), texts(1000, 1)).score(texts(1000, 2))
     assert np.quantile(found, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.06)
     assert (found >= 0.95).mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_memory_of_the_distances_does_not_grow_with_the_texts() -> None:
+    novelty, many = fit_novelty(texts(1500, 0), texts(500, 1)), texts(9000, 2)
+    tracemalloc.start()
+    found = novelty.distances(many)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # All at once take 300 MB.
+    assert peak < 150e6
+    assert found[[0, 5000, 8999]] == pytest.approx(novelty.distances(many[[0, 5000, 8999]]))
+    assert novelty.distances(many[:0]).shape == (0,)
 
 
 def test_directions_in_which_texts_vary_count_less() -> None:

@@ -32,7 +32,7 @@ def stages(penalty: float) -> str:
     return f"training.stages=[{{name='fit', train=['heads'], solver='lbfgs', penalty={penalty}}}]"
 
 
-def fit(config: Config) -> tuple[PolyheadModel, Any, Any]:
+def fit(config: Config, build_objective: Callable[..., Objective] = Objective) -> tuple[PolyheadModel, Any, Any]:
     """Fits the heads; returns the model, the training rows and the accelerator."""
     prepared = prepare(config, read_data(config))
     rows, heads = prepared.splits["train"], prepared.data.heads
@@ -42,7 +42,7 @@ def fit(config: Config) -> tuple[PolyheadModel, Any, Any]:
     HeadFitter(
         stage=Stage(model, config.training.stages[0], 1),
         model=model,
-        objective=Objective(heads, config.training, rows.labels),
+        objective=build_objective(heads, config.training, rows.labels),
         accelerator=accelerator,
         rows=rows,
         batch_size=4,
@@ -91,3 +91,18 @@ def test_backbone_and_pooling_stay_as_they_were(configure: Callable[..., Config]
     after = fit(config)[0].state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.startswith("heads.")}
+
+
+def test_fit_leaves_no_gradient_to_the_next_stage(configure: Callable[..., Config]) -> None:
+    objectives: list[Objective] = []
+
+    def build_objective(*arguments: Any) -> Objective:
+        objectives.append(Objective(*arguments))
+        return objectives[0]
+
+    later = "{name='all', train=['all'], learning_rate=1e-3}"
+    both = stages(1.0).removesuffix("]") + f", {later}]"
+    model, _, _ = fit(configure(HEADS, both, "training.loss_weighting=uncertainty"), build_objective)
+    parameters = [*model.parameters(), *objectives[0].parameters()]
+    assert objectives[0].log_variances is not None
+    assert all(parameter.grad is None for parameter in parameters)

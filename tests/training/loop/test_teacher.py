@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from polyhead_training.config import Config
 from polyhead_training.config_file import read_config
 from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import ConfigError, ResumeError
 from polyhead_training.loop import teacher as teacher_module
 from polyhead_training.loop.teacher import TeacherLogits, open_teacher
+from polyhead_training.model import PolyheadModel
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.tokenization import load_tokenizer
 from polyhead_training.train import dry_run, train
@@ -91,6 +93,24 @@ def test_logits_are_those_of_the_teacher_on_its_own_tokens(
         expected = run.model(ids, torch.ones_like(ids)).logits
         for head in ("topic", "sentiment"):
             torch.testing.assert_close(found[head][index], expected[head][0], rtol=0, atol=1e-5)
+
+
+def test_teacher_leaves_the_device_when_its_logits_are_computed(
+    configure: Configure, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(HEADS, f"training.teacher={teacher}")
+    data, accelerator = read_data(config), Accelerator(cpu=True)
+    found = open_teacher(config, data.heads)
+    assert found is not None
+    model, devices = found.run.model, []
+
+    def move(device: object) -> PolyheadModel:
+        devices.append(device)
+        return model
+
+    monkeypatch.setattr(model, "to", move)
+    found.logits(tmp_path, data.train, accelerator)
+    assert devices == [accelerator.device, "cpu"]
 
 
 def test_labels_in_another_order_are_matched_by_name(

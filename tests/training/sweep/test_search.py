@@ -116,6 +116,16 @@ def test_killed_sweep_continues_and_has_the_same_result(
     assert trained == complete
 
 
+def test_sweep_does_not_continue_on_other_rows(config_file: Path, trained: Calls) -> None:
+    assert sweep(config_file, *FLAGS, *SMALL).exit_code == 0
+    rows = config_file.with_name("train.jsonl")
+    rows.write_text(rows.read_text().replace('"sentiment": 1', '"sentiment": 0', 1))
+    before = list(trained)
+    result = sweep(config_file, *FLAGS, *SMALL, "--resume")
+    assert (result.exit_code, trained) == (2, before)
+    assert "was started with rows_sha256 = " in result.stderr
+
+
 def test_diverged_trial_is_left_behind(config_file: Path, trained: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     train = vars(search)["train"]
 

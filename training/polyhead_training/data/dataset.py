@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,11 @@ class Data:
     embedding: tuple[EmbeddingSource, ...] = ()
     retrieval: tuple[RetrievalTask, ...] = ()
     collected: CollectedRows | None = None
+
+    def rows_sha256(self) -> str:
+        """Computes the hash of the texts and answers of all labelled rows."""
+        rows = [(row.text, row.labels) for part in (self.train, self.validation, self.test) for row in part]
+        return hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_data(config: Config) -> Data:

@@ -207,11 +207,7 @@ def evaluate_run(
     found: dict[str, dict[str, HeadEvaluation]] = {split: {} for split in splits}
     for head in heads:
         logits, targets = splits["validation"].logits[head.name], splits["validation"].targets[head.name]
-        temperature = fit_temperature(head.kind, logits, targets, balanced=head.loss == "logit_adjusted")
-        best = best_threshold(logits, targets, temperature) if head.kind == "sigmoid" else None
-        threshold: Threshold = head.threshold if isinstance(head.threshold, float) else best or 0.5
-        if head.kind == "multilabel" and head.threshold == "best":
-            threshold = best_thresholds(logits, targets, temperature)
+        temperature, threshold, best = fit_decisions(head, logits, targets)
         promise = None
         if wanted := (abstain or {}).get(head.name):
             confident = confident_answers(head.kind, logits, targets, temperature, threshold)
@@ -226,6 +222,25 @@ def evaluate_run(
                 evaluated = replace(evaluated, prediction_sets=scored)
             found[name][head.name] = replace(evaluated, best_threshold=best) if name == "validation" else evaluated
     return Evaluation(found, similarity, retrieval or {}, splits["validation"])
+
+
+def fit_decisions(head: HeadConfig, logits: Floats, targets: Answers) -> tuple[float, Threshold, float | None]:
+    """Fits what turns the logits of a head into its decisions.
+
+    Args:
+        head: The head with its labels.
+        logits: (N, outputs) of the head.
+        targets: True answers for the N rows, as in ``Targets.arrays``.
+
+    Returns:
+        The temperature; the configured or the best threshold; and for a sigmoid head its best threshold, else None.
+    """
+    temperature = fit_temperature(head.kind, logits, targets, balanced=head.loss == "logit_adjusted")
+    best = best_threshold(logits, targets, temperature) if head.kind == "sigmoid" else None
+    threshold: Threshold = head.threshold if isinstance(head.threshold, float) else best or 0.5
+    if head.kind == "multilabel" and head.threshold == "best":
+        threshold = best_thresholds(logits, targets, temperature)
+    return temperature, threshold, best
 
 
 def worst_errors(

@@ -27,6 +27,8 @@ _MAX_DIRECTIONS = 32
 # Texts per centroid, and per direction, without which they would fit the texts themselves.
 _MIN_TEXTS = 20
 _PERCENTILES = 101
+# Texts whose distances are computed at once; each takes up to 37 kB.
+_ROWS = 2000
 # Smallest variance, of embeddings of length about 1: equal texts have none.
 _MIN_VARIANCE = 1e-6
 
@@ -54,11 +56,14 @@ class NoveltyModel:
     def distances(self, embeddings: Floats) -> NDArray[np.float64]:
         """Computes the squared distance of each of (N, dimensions) embeddings to its nearest centroid, (N,)."""
         centroids, directions = np.split(self.matrix.astype(np.float64), [len(self.matrix) - len(self.variances)])
-        values = np.asarray(embeddings, dtype=np.float64)
-        squares = (values**2).sum(axis=1)[:, None] - 2 * values @ centroids.T + (centroids**2).sum(axis=1)  # (N, k)
-        along = (values @ directions.T)[:, None] - centroids @ directions.T  # (N, k, directions)
-        explained = along**2 @ (1 / self.noise - 1 / self.variances)  # (N, k)
-        return np.asarray((squares / self.noise - explained).min(axis=1))
+        found = []
+        for first in range(0, len(embeddings) or 1, _ROWS):
+            values = np.asarray(embeddings[first : first + _ROWS], dtype=np.float64)  # (n, dimensions)
+            squares = (values**2).sum(axis=1)[:, None] - 2 * values @ centroids.T + (centroids**2).sum(axis=1)  # (n, k)
+            along = (values @ directions.T)[:, None] - centroids @ directions.T  # (n, k, directions)
+            explained = along**2 @ (1 / self.noise - 1 / self.variances)  # (n, k)
+            found.append((squares / self.noise - explained).min(axis=1))
+        return np.concatenate(found)
 
     def score(self, embeddings: Floats) -> NDArray[np.float64]:
         """Computes the novelty of each of (N, dimensions) embeddings, (N,), 0 to 1."""

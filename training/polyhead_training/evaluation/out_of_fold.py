@@ -3,6 +3,7 @@
 ::
 
     rows of each fold --write_fold--> fold-K.npz --read_folds--> Split of all rows --prediction_lines--> JSON lines
+                                                                                   --fold_scores-------> metrics of each
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from polyhead_training.data.dataset import Row
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.checkpoint import replacing
 
-from .evaluate import Split
+from .evaluate import Split, fit_decisions
 from .probabilities import Integers, answers, is_labelled, log_probabilities
+from .scoring import score
 
 # Prefixes of the names of heads.
 _TARGETS, _LOGITS = "targets.", "logits."
@@ -64,6 +66,40 @@ def read_folds(folder: Path, rows: Sequence[Row], assigned: Sequence[int], folds
 
 def _named(parts: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): values for name, values in parts.items() if name.startswith(prefix)}
+
+
+def fold_scores(heads: Sequence[HeadConfig], split: Split, assigned: Sequence[int], folds: int) -> list[dict[str, Any]]:
+    """Scores the predictions for each fold with temperatures and thresholds that are fitted on those for the others.
+
+    Fitted on the fold itself, the thresholds of rare labels would follow the few rows that they are measured on.
+
+    Args:
+        heads: The heads.
+        split: The rows.
+        assigned: For each row, its fold, counted from 0.
+        folds: Number of folds.
+
+    Returns:
+        For each fold the metrics of every head on ``validation``, as in ``evaluation.json``, without intervals.
+    """
+    found: list[dict[str, Any]] = []
+    for fold in range(folds):
+        held = np.array(assigned) == fold  # (rows,)
+        scores = {}
+        for head in heads:
+            logits, targets = split.logits[head.name], split.targets[head.name]
+            temperature, threshold, _ = fit_decisions(head, logits[~held], targets[~held])
+            scores[head.name] = score(
+                head.kind,
+                head.labels or (),
+                logits[held],
+                targets[held],
+                temperature=temperature,
+                threshold=threshold,
+                intervals=False,
+            ).to_json()
+        found.append({"validation": scores})
+    return found
 
 
 def prediction_lines(

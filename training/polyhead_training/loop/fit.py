@@ -142,8 +142,9 @@ class HeadFitter:
             line_search_fn="strong_wolfe",
         )
         optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch types it so
-        # The next stage would add its first gradient to the last one of this stage.
+        # The next stage would add its first gradient to those of this stage, which learned loss weights collect too.
         optimizer.zero_grad()
+        self.objective.zero_grad()
         with torch.no_grad():
             return losses()
 

@@ -78,6 +78,8 @@ class Teacher:
             shape = (sum(map(len, self.outputs.values())),)
             size = self.batch_size
             compute_rows(path, compute, model, encoded, shape, np.float32, size, accelerator, "train: teacher")
+            # The device's memory is for the model that trains.
+            model.to("cpu")
         return TeacherLogits(path, self)
 
 

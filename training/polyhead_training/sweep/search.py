@@ -102,7 +102,9 @@ class Search:
 
     def _identity(self) -> dict[str, Any]:
         configs = {str(trial): config.model_dump(mode="json") for trial, config in enumerate(self.configs)}
-        return {**asdict(self.plan), "seed": self.seed, "trial": configs}
+        # A continued sweep must not compare scores on other rows.
+        rows = read_data(self.configs[0]).rows_sha256()
+        return {**asdict(self.plan), "seed": self.seed, "trial": configs, "rows_sha256": rows}
 
     def _run_trial(self, sweep: Sweep, trial: int, rung: int) -> None:
         config, run, start = self.configs[trial], sweep.run_path(trial, rung), time.monotonic()
