@@ -167,7 +167,7 @@ class Job:
         description = describe(plan, self.layout, self.fields, list(self._inputs()))
         manifest.claim(output, description)
         self.progress = Progress(plan, read_records(output, plan.output_format))
-        self.summary.kept_parts = len(self.progress.records)
+        self.summary.kept_parts = len(self.progress.records())
         if self.summary.kept_parts and any(source.is_stdin for source in plan.sources):
             raise ResumeError(f"{output} holds parts of an earlier standard input; use another output folder")
         try:
@@ -282,8 +282,8 @@ class Job:
         want = self.progress.want(number)
         if self.plan.limit is None:
             return want
-        rows = {key[1]: record.rows for key, record in self.progress.records.items() if key[0] == number}
-        self._left = (self._left or 0) - sum(rows.values())
+        rows = sum(record.rows for record in self.progress.parts_of(number).values())
+        self._left = (self._left or 0) - rows
         return lambda fragment: want(fragment) if self._left else None
 
     def _first_fields(self) -> list[pa.Field]:
@@ -320,8 +320,9 @@ class Job:
         with manifest.lock(output):
             progress = Progress(self.plan, read_records(output, self.plan.output_format))
             self.summary.is_complete = progress.is_complete()
-            records = progress.records.values()
-            manifest.update(output, description, records, self.summary.failures, done=self.summary.is_complete)
+            manifest.update(
+                output, description, progress.records(), self.summary.failures, done=self.summary.is_complete
+            )
 
 
 def _limited(texts: Texts, left: int) -> Texts:
