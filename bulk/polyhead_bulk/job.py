@@ -21,7 +21,7 @@ from .answers import Answers
 from .errors import BulkError, InputError, OutputError, ResumeError, RowError, UsageError
 from .files import remove_abandoned
 from .layout import Layout
-from .parts import RECORDS, PartWriter, read_records
+from .parts import RECORDS, UNWRITABLE, PartWriter, check_types, read_records
 from .plan import Plan, Progress, describe
 from .readers import Piece, Reader, Want, failed, open_reader
 from .selection import cast_columns, check_names
@@ -101,10 +101,14 @@ class Job:
         self.on_rows: Callable[[int], object] = lambda _: None
         self.readers: dict[int, Reader] = {}
         self.summary = Summary()
-        self.fields = self._first_fields()
+        # A later input may have nulls where the first one has none.
+        self.fields = [one.with_nullable(True) for one in self._first_fields()]
         check_names([one.name for one in self.fields], engine.layout.names)
+        check_types(self.fields, plan.output_format)
         self.progress = Progress(plan, {})
         self._writer: PartWriter | None = None
+        # Input and fragment whose further pieces are dropped, as one of them could not be written.
+        self._dropped: tuple[int, int] | None = None
         self.is_stopping = False
         # Rows that --limit leaves; None without a limit.
         self._left = plan.limit
@@ -164,7 +168,7 @@ class Job:
         for folder in (output, output / RECORDS):
             if folder.is_dir():
                 remove_abandoned(folder)
-        description = describe(plan, self.layout, self.fields, list(self._inputs()))
+        description = describe(plan, self.layout, self.fields, list(manifest.describe_inputs(output, plan.sources)))
         manifest.claim(output, description)
         self.progress = Progress(plan, read_records(output, plan.output_format))
         self.summary.kept_parts = len(self.progress.records())
@@ -210,18 +214,29 @@ class Job:
 
     def _write(self, part: Texts, answers: Answers, schema: pa.Schema) -> None:
         source, piece = part.payload
-        if self._writer is None:
-            if self.is_stopping:
-                return
-            self._writer = PartWriter(
-                self.plan.output,
-                schema,
-                self.plan.output_format,
-                source=source,
-                fragment=piece.fragment,
-                first_row=piece.first_row,
-            )
+        if self._dropped == (source, piece.fragment) or (self._writer is None and self.is_stopping):
+            return
         self._fail_on_errors(source, piece, answers)
+        try:
+            self._append(part, answers, schema)
+        except UNWRITABLE as error:
+            first = self._writer.first_row if self._writer is not None else piece.first_row
+            rows = f"{self.plan.sources[source].name}, rows {first + 1:,} to {piece.first_row + len(part):,}"
+            reason = f"a kept column cannot be written as {self.plan.output_format}: {error}; leave it out of --keep"
+            self._dropped = source, piece.fragment
+            self._skip(InputError(rows, reason))
+
+    def _append(self, part: Texts, answers: Answers, schema: pa.Schema) -> None:
+        source, piece = part.payload
+        plan = self.plan
+        self._writer = self._writer or PartWriter(
+            plan.output,
+            schema,
+            plan.output_format,
+            source=source,
+            fragment=piece.fragment,
+            first_row=piece.first_row,
+        )
         if len(part):
             self._writer.write({**piece.columns, **answers.columns()}, len(answers.errors))
         self.summary.rows += len(part)
@@ -295,22 +310,6 @@ class Job:
             except InputError as error:
                 problem = problem or error
         raise problem or UsageError("no input is named")
-
-    def _inputs(self) -> Iterator[Mapping[str, Any]]:
-        """Describes the inputs; the digest of a file that has not changed since the last run is not computed again."""
-        known = {
-            (one["name"], one["size"], one["modified_ns"]): one for one in manifest.previous_inputs(self.plan.output)
-        }
-        for source in self.plan.sources:
-            previous = known.get((source.name, source.size, source.modified_ns))
-            yield {
-                "name": source.name,
-                "format": source.format,
-                "size": source.size,
-                "modified_ns": source.modified_ns,
-                "partitions": dict(source.partitions),
-                "sha256": previous["sha256"] if previous else source.sha256(),
-            }
 
     def _compile(self, description: Mapping[str, Any]) -> None:
         """Updates the manifest with the parts of every process."""

@@ -7,13 +7,14 @@ that share a job (``--shard``) write the same description of it; the list of par
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import OutputError, ResumeError
 from .files import locked, write_file
 from .parts import RECORDS, PartRecord
+from .sources import Source
 
 NAME = "_manifest.json"
 _FORMAT_VERSION = 1
@@ -81,7 +82,27 @@ def lock(output: Path) -> Any:
     return locked(output / RECORDS / _LOCK)
 
 
-def previous_inputs(output: Path) -> list[Mapping[str, Any]]:
+def describe_inputs(output: Path, sources: Iterable[Source]) -> Iterator[Mapping[str, Any]]:
+    """Describes inputs; the digest of a file that has not changed since the last run is not computed again.
+
+    Args:
+        output: The output folder, which may have a manifest.
+        sources: The inputs.
+    """
+    known = {(one["name"], one["size"], one["modified_ns"]): one for one in _previous_inputs(output)}
+    for source in sources:
+        previous = known.get((source.name, source.size, source.modified_ns))
+        yield {
+            "name": source.name,
+            "format": source.format,
+            "size": source.size,
+            "modified_ns": source.modified_ns,
+            "partitions": dict(source.partitions),
+            "sha256": previous["sha256"] if previous else source.sha256(),
+        }
+
+
+def _previous_inputs(output: Path) -> list[Mapping[str, Any]]:
     """Returns the inputs that the manifest in a folder describes; none without a manifest."""
     try:
         previous = _read(output)

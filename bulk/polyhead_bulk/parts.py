@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,10 +20,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import UsageError
 from .files import AtomicFile, write_file
 
 Format = Literal["parquet", "jsonl"]
 RECORDS = "_parts"
+# Errors of values that a format cannot hold, such as a time beyond its range. A failed write is an OSError.
+UNWRITABLE = (pa.ArrowException, ArithmeticError, TypeError, ValueError)
 _RECORD = re.compile(r"part-(\d{5,})-(\d{5,})\.json")
 # Fast, and smaller than no compression by 8 % for embeddings; dictionaries only make these larger.
 _COMPRESSION = {"compression": "zstd", "compression_level": 1}
@@ -90,6 +93,22 @@ def read_records(output: Path, output_format: Format, source: int | None = None)
     return found
 
 
+def check_types(fields: Iterable[pa.Field], output_format: Format) -> None:
+    """Rejects kept columns of types that the output format does not have.
+
+    Raises:
+        UsageError: Names the column.
+    """
+    for field in fields if output_format == "parquet" else ():
+        try:
+            pq.write_table(pa.table({field.name: pa.nulls(1, field.type)}), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"column {field.name!r} has type {field.type}, which Parquet does not have: use --output-format jsonl, "
+                "or leave it out of --keep"
+            ) from error
+
+
 class _Encoder(Protocol):
     def write(self, table: pa.Table) -> None: ...
     def close(self) -> None: ...
@@ -97,7 +116,11 @@ class _Encoder(Protocol):
 
 
 class PartWriter:
-    """Writes one part."""
+    """Writes one part.
+
+    Attributes:
+        first_row: Row of the input that is the part's first.
+    """
 
     def __init__(
         self,
@@ -114,6 +137,7 @@ class PartWriter:
         Raises:
             OSError: It cannot be created.
         """
+        self.first_row = first_row
         self._output = output
         self._record = PartRecord(
             part_name(source, fragment, output_format), source, fragment, first_row, 0, 0, 0, "", is_last=False

@@ -70,7 +70,8 @@ def from_arrow(column: pa.Array | pa.ChunkedArray, name: str, payload: Any = Non
         texts = from_values(("" if value is _UNDECODABLE else value for value in values), payload)
         texts.errors |= bad
         return texts
-    if column.null_count:
+    # The values of a dictionary may be null, too; the column's null count does not include them.
+    if column.null_count or types.is_dictionary(column.type):
         return from_values(values, payload)
     # Arrow's strings hold no surrogates: nothing to check.
     return Texts(values, payload=payload)

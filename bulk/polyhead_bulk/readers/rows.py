@@ -45,7 +45,8 @@ class _Group:
 class RowReader:
     """Reads one file of JSON Lines or CSV from its beginning; see ``Reader``.
 
-    The first rows decide the types of kept JSON fields. CSV columns are strings.
+    The first rows decide the types of kept JSON fields; one that is always null or {} is a string. CSV columns are
+    strings.
     """
 
     def __init__(self, source: Source, selection: Selection, part_rows: int, types: Mapping[str, pa.DataType]) -> None:
@@ -146,7 +147,7 @@ class RowReader:
                 f"{self._source.name}: field {name!r} has values of several types ({error}): convert them to one type, "
                 f"name it with --column-type {name}=string, or leave it out of --keep"
             ) from error
-        return pa.string() if pa.types.is_null(kind) else kind
+        return pa.string() if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
 
     def _column(self, wanted: pa.Field, rows: list[RawRow | None]) -> pa.Array:
         partitions = dict(self._source.partitions)
@@ -164,6 +165,13 @@ class RowReader:
                 f"field {wanted.name!r} is not a value of type {wanted.type}, which the rows before have: convert it, "
                 f"name a type for all rows with --column-type {wanted.name}=string, or leave it out of --keep",
             ) from None
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Returns whether a type is that of objects without keys, or contains it; Parquet does not have it."""
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_has_empty_struct(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
 def _fits(row: RawRow, wanted: pa.Field) -> bool:
