@@ -23,8 +23,8 @@ from .files import remove_abandoned
 from .layout import Layout
 from .parts import RECORDS, UNWRITABLE, PartWriter, check_types, read_records
 from .plan import Plan, Progress, describe
-from .readers import Piece, Reader, Want, failed, open_reader
-from .selection import cast_columns, check_names
+from .readers import Piece, Reader, Want, failed, limited, open_reader
+from .selection import ALL, cast_columns, check_names
 from .texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class Job:
             for texts in self._pieces(number):
                 part = texts
                 if self._left is not None and part.payload.failure is None:
-                    part = _limited(texts, self._left)
+                    part = limited(texts, self._left)
                     self._left -= len(part)
                 part.payload = number, part.payload
                 yield part
@@ -280,13 +280,18 @@ class Job:
         want = self._within_limit(number)
         if want(0) is None:
             return
+        name, is_all = self.plan.sources[number].name, ALL in self.plan.selection.keep
         try:
             reader = self.reader(number)
             for texts in reader.pieces(want):
-                texts.payload.columns = cast_columns(texts.payload.columns, self.fields, self.plan.sources[number].name)
+                piece = texts.payload
+                if not reader.states_fields:
+                    # Lines that are not valid rows: no column is missing, as none could be there.
+                    nulls = {one.name: pa.nulls(len(texts), one.type) for one in self.fields}
+                    piece.columns = nulls | piece.columns
+                piece.columns = cast_columns(piece.columns, self.fields, name, len(texts), is_all=is_all)
                 yield texts
         except (InputError, UsageError) as error:
-            name = self.plan.sources[number].name
             failure = error if isinstance(error, InputError) else InputError(name, str(error))
             yield failed(0, 0, failure)
         finally:
@@ -302,14 +307,24 @@ class Job:
         return lambda fragment: want(fragment) if self._left else None
 
     def _first_fields(self) -> list[pa.Field]:
-        """Returns the fields of the first input that can be read."""
+        """Returns the fields of the first input with a schema or rows; without one, those of the first readable one."""
         problem: InputError | None = None
+        fields: list[pa.Field] | None = None
         for number in range(len(self.plan.sources)):
             try:
-                return self.reader(number).fields
+                reader = self.reader(number)
             except InputError as error:
                 problem = problem or error
-        raise problem or UsageError("no input is named")
+                continue
+            if reader.states_fields:
+                return reader.fields
+            fields = reader.fields if fields is None else fields
+            if number:
+                # An open file for each of thousands of empty inputs would be too many.
+                self.readers.pop(number)
+        if fields is None:
+            raise problem or UsageError("no input is named")
+        return fields
 
     def _compile(self, description: Mapping[str, Any]) -> None:
         """Updates the manifest with the parts of every process."""
@@ -322,17 +337,6 @@ class Job:
             manifest.update(
                 output, description, progress.records(), self.summary.failures, done=self.summary.is_complete
             )
-
-
-def _limited(texts: Texts, left: int) -> Texts:
-    """Cuts a piece to the rows that are left of ``--limit``."""
-    piece = texts.payload
-    if len(texts) < left or (piece.ends and len(texts) == left):
-        return texts
-    errors = {row: reason for row, reason in texts.errors.items() if row < left}
-    piece.columns = {name: column.slice(0, left) for name, column in piece.columns.items()}
-    piece.ends, piece.is_last = True, False
-    return Texts(texts.values[:left], errors, piece)
 
 
 def _output_error(error: OSError, output: Any) -> OutputError:

@@ -72,3 +72,69 @@ def test_values_that_cannot_be_written_fail_their_part_alone(
     assert f"a kept column cannot be written as {output_format}: " in summary.failures[0]
     parts = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
     assert parts == [f"part-00000-00000.{output_format}", f"part-00001-00000.{output_format}"]
+
+
+def test_keys_that_the_first_rows_do_not_have_are_not_dropped(run_job: RunJob, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": row, "text": "w1", "meta": {"a": [{"x": 1}]}} for row in range(1100)]
+    rows[1050]["meta"] = {"a": [{"x": 1, "y": "lost"}]}
+    path = write_lines(tmp_path / "a.jsonl", *rows)
+    (failure,) = run_job(path, keep=("meta",), part_rows=600).failures
+    assert failure.startswith(f"{path}, line 1051: field 'meta' is not a value of type struct<a: list<")
+    assert "--column-type meta=string" in failure
+    assert kept(tmp_path / "out", "id") == [{"id": row} for row in range(600)]
+    (tmp_path / "out").rename(tmp_path / "other")
+    assert run_job(path, keep=("meta",), column_types={"meta": pa.string()}).is_complete
+    assert kept(tmp_path / "out", "meta")[1050] == {"meta": '{"a": [{"x": 1, "y": "lost"}]}'}
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "parquet"])
+def test_fields_of_structs_that_the_first_input_does_not_have_are_not_dropped(
+    run_job: RunJob, tmp_path: Path, extension: str
+) -> None:
+    paths = []
+    for name, meta in (("a", {"a": 1}), ("b", {"a": 2, "b": 3}), ("c", {"a": 4})):
+        row = {"id": 1, "text": "w1", "meta": meta}
+        paths.append(tmp_path / f"{name}.{extension}")
+        if extension == "jsonl":
+            write_lines(paths[-1], row)
+        else:
+            pq.write_table(pa.Table.from_pylist([row]), paths[-1])
+    (failure,) = run_job(*paths, keep=("meta",)).failures
+    assert failure.startswith(
+        f"{paths[1]}: column 'meta' has type struct<a: int64, b: int64>; the first input has struct"
+    )
+    assert kept(tmp_path / "out", "meta") == [{"meta": {"a": 1}}, {"meta": {"a": 4}}]
+
+
+def test_a_field_that_is_first_seen_later_is_an_error_or_named(run_job: RunJob, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": row, "text": "w1"} for row in range(1100)]
+    rows[1050]["late"] = 5
+    path = write_lines(tmp_path / "a.jsonl", *rows)
+    (failure,) = run_job(path, keep=("*",)).failures
+    assert failure.startswith(f"{path}, line 1051: field 'late' is not in the first rows, which decide what --keep '*'")
+    assert "--column-type late=string" in failure
+    for output, keep in (("first", ("*",)), ("second", ("late",))):
+        (tmp_path / "out").rename(tmp_path / output)
+        assert run_job(path, keep=keep, column_types={"late": pa.string()}).is_complete
+        assert kept(tmp_path / "out", "late")[1049:1052] == [{"late": None}, {"late": "5"}, {"late": None}]
+    with pytest.raises(UsageError, match="no column 'body'"):
+        run_job(path, text="body", column_types={"body": pa.string()})
+
+
+def test_a_column_of_a_later_input_alone_is_an_error_if_all_are_kept(run_job: RunJob, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    pq.write_table(pa.table({"id": [1], "text": ["w1"]}), first)
+    pq.write_table(pa.table({"id": [2], "text": ["w1"], "late": ["x"]}), second)
+    (failure,) = run_job(first, second, keep=("*",)).failures
+    assert failure.startswith(f"{second}: has a column 'late', which the first input does not have: name each column")
+
+
+@pytest.mark.parametrize("keep", ["*", "stars"])
+def test_the_first_input_with_rows_decides_the_columns(run_job: RunJob, tmp_path: Path, keep: str) -> None:
+    empty = write_lines(tmp_path / "a.jsonl")
+    invalid = tmp_path / "b.jsonl"
+    invalid.write_text("{bad\n")
+    last = write_lines(tmp_path / "c.jsonl", {"id": 1, "text": "w1", "stars": 5})
+    summary = run_job(empty, invalid, last, keep=(keep,))
+    assert (summary.rows, summary.errors, summary.is_complete) == (2, 1, True)
+    assert kept(tmp_path / "out", "id", "stars") == [{"id": None, "stars": None}, {"id": 1, "stars": 5}]

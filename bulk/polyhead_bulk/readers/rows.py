@@ -71,12 +71,17 @@ class RowReader:
         partitions = dict(source.partitions)
         rows = [row for row in first.rows if row is not None]
         names = list(dict.fromkeys([*(name for row in rows for name in row.names), *partitions]))
+        # A column with a named type exists even if no row has it yet.
+        declared = [name for name in types if not tops([name]) & {*names}]
         for name in selection.required():
-            if rows and not tops([name]) & {*names}:
+            if rows and not tops([name]) & {*names} and (name == selection.text or name not in declared):
                 raise missing_column(name, names)
+        self._names = frozenset([*names, *declared])
         self.fields = [
-            pa.field(name, types.get(name) or self._type(name, rows, partitions)) for name in selection.kept(names)
+            pa.field(name, types.get(name) or self._type(name, rows, partitions))
+            for name in selection.kept([*names, *declared])
         ]
+        self.states_fields = bool(rows)
         self.rows: int | None = None
         self.fragments: int | None = None
 
@@ -95,6 +100,8 @@ class RowReader:
                 if row is not None and not tops([self._selection.text]) & {*row.names}
             }
             texts.errors |= group.errors
+            if ALL in self._selection.keep:
+                self._check_names(group.rows)
             yield texts, {one.name: self._column(one, group.rows) for one in self.fields}
             group = next(self._groups, None)
 
@@ -149,6 +156,20 @@ class RowReader:
             ) from error
         return pa.string() if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
 
+    def _check_names(self, rows: list[RawRow | None]) -> None:
+        """Rejects a field that would be lost, as the first rows do not have it.
+
+        Raises:
+            InputError: Names line and field.
+        """
+        for row in rows:
+            if row is not None and (others := [name for name in row.names if name not in self._names]):
+                raise InputError(
+                    f"{self._source.name}, line {row.line}",
+                    f"field {others[0]!r} is not in the first rows, which decide what --keep '*' copies: name it with "
+                    f"--column-type {others[0]}=string, or name each column with --keep",
+                )
+
     def _column(self, wanted: pa.Field, rows: list[RawRow | None]) -> pa.Array:
         partitions = dict(self._source.partitions)
         if wanted.name in partitions:
@@ -157,7 +178,7 @@ class RowReader:
         if pa.types.is_string(wanted.type):
             values = [value if value is None or isinstance(value, str) else _to_text(value) for value in values]
         try:
-            return pa.array(values, wanted.type)
+            return _array(values, wanted.type)
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             line = next(row.line for row in rows if row is not None and not _fits(row, wanted))
             raise InputError(
@@ -165,6 +186,27 @@ class RowReader:
                 f"field {wanted.name!r} is not a value of type {wanted.type}, which the rows before have: convert it, "
                 f"name a type for all rows with --column-type {wanted.name}=string, or leave it out of --keep",
             ) from None
+
+
+def _array(values: list[object], kind: pa.DataType) -> pa.Array:
+    """Converts values to a type.
+
+    Raises:
+        ValueError: A value is not of the type, or an object has keys that the type does not have.
+    """
+    if pa.types.is_nested(kind) and any(_has_other_keys(value, kind) for value in values):
+        raise ValueError
+    return pa.array(values, kind)
+
+
+def _has_other_keys(value: object, kind: pa.DataType) -> bool:
+    """Returns whether a value contains an object with keys that its type does not have; Arrow would drop them."""
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return pa.types.is_nested(kind.value_type) and any(_has_other_keys(one, kind.value_type) for one in value)
+    if not isinstance(value, dict) or not pa.types.is_struct(kind):
+        return False
+    types = {field.name: field.type for field in kind}
+    return any(key not in types or _has_other_keys(one, types[key]) for key, one in value.items())
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:
@@ -176,7 +218,7 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
 
 def _fits(row: RawRow, wanted: pa.Field) -> bool:
     try:
-        pa.array([find_value(row.values, wanted.name)], wanted.type)
+        _array([find_value(row.values, wanted.name)], wanted.type)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return False
     return True
