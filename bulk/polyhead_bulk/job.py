@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ import pyarrow as pa
 
 from . import manifest
 from .answers import Answers
-from .errors import BulkError, InputError, OutputError, ResumeError, RowError, UsageError
+from .errors import BulkError, InputError, ResumeError, RowError, UsageError, output_error
 from .files import remove_abandoned
 from .layout import Layout
 from .parts import RECORDS, UNWRITABLE, PartWriter, check_types, read_records
@@ -165,11 +164,16 @@ class Job:
             EngineError: The model or the server failed.
         """
         plan, output = self.plan, self.plan.output
-        for folder in (output, output / RECORDS):
-            if folder.is_dir():
-                remove_abandoned(folder)
-        description = describe(plan, self.layout, self.fields, list(manifest.describe_inputs(output, plan.sources)))
+        inputs = []
+        for one in manifest.describe_inputs(output, plan.sources):
+            inputs.append(one)
+            if self.is_stopping:
+                self.summary.is_stopped = True
+                return self.summary
+        description = describe(plan, self.layout, self.fields, inputs)
         manifest.claim(output, description)
+        for folder in (output, output / RECORDS):
+            remove_abandoned(folder)
         self.progress = Progress(plan, read_records(output, plan.output_format))
         self.summary.kept_parts = len(self.progress.records())
         if self.summary.kept_parts and any(source.is_stdin for source in plan.sources):
@@ -189,7 +193,7 @@ class Job:
         try:
             self._answer(self.schema())
         except OSError as error:
-            raise _output_error(error, self.plan.output) from error
+            raise output_error(error, self.plan.output) from error
         finally:
             if self._writer is not None:
                 self._writer.discard()
@@ -251,7 +255,7 @@ class Job:
         if self.plan.on_error == "fail" and answers.errors:
             first = min(answers.errors)
             row = piece.first_row + first
-            where = f"{self.plan.sources[source].name}, row {row:,}"
+            where = f"{self.plan.sources[source].name}, row {row + 1:,}"
             raise RowError(where, row, f"{answers.errors[first]}; --on-error null goes on without an answer")
 
     def _skip(self, failure: InputError) -> None:
@@ -337,14 +341,6 @@ class Job:
             manifest.update(
                 output, description, progress.records(), self.summary.failures, done=self.summary.is_complete
             )
-
-
-def _output_error(error: OSError, output: Any) -> OutputError:
-    reason = error.strerror or str(error)
-    hint = ": free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return OutputError(
-        f"{output}: {reason}{hint}; the parts before are complete, and the same command continues after them"
-    )
 
 
 def _text(value: object) -> str:

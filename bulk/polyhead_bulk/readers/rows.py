@@ -133,7 +133,7 @@ class RowReader:
         try:
             stream = self._open()
             yield from read_stream(stream, source.format, path, fields)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # a name that is not UTF-8 is a ValueError
             raise InputError(source.name, f"cannot be read: {error}") from error
 
     def _open(self) -> IO[bytes]:
