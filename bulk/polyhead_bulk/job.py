@@ -275,6 +275,7 @@ class Job:
                 if self._left is not None and part.payload.failure is None:
                     part = limited(texts, self._left)
                     self._left -= len(part)
+                part.payload_bytes = sum(column.nbytes for column in part.payload.columns.values())
                 part.payload = number, part.payload
                 yield part
                 if self._left == 0:

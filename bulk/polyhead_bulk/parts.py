@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -189,17 +190,20 @@ class _ParquetEncoder:
 
     # Rows of a row group: 25 MB of embeddings with 384 dimensions.
     _ROWS = 16_384
+    # A row group with large kept columns has fewer.
+    _BYTES = 128 * 2**20
 
     def __init__(self, file: AtomicFile, schema: pa.Schema) -> None:
         dictionary = [field.name for field in schema if _is_string(field.type)]
         self._writer = pq.ParquetWriter(file, schema, use_dictionary=dictionary or False, **_COMPRESSION)
         self._tables: list[pa.Table] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def write(self, table: pa.Table) -> None:
         self._tables.append(table)
         self._rows += table.num_rows
-        if self._rows >= self._ROWS:
+        self._bytes += table.nbytes
+        if self._rows >= self._ROWS or self._bytes >= self._BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -213,7 +217,7 @@ class _ParquetEncoder:
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.concat_tables(self._tables), row_group_size=self._ROWS)
-        self._tables, self._rows = [], 0
+        self._tables, self._rows, self._bytes = [], 0, 0
 
 
 class _JsonEncoder:
@@ -227,7 +231,7 @@ class _JsonEncoder:
         columns = [_json_values(column.combine_chunks()) for column in table.columns]
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         lines = (
-            orjson.dumps(dict(zip(self._names, row, strict=True)), default=str, option=options)
+            orjson.dumps(dict(zip(self._names, row, strict=True)), default=_json_value, option=options)
             for row in zip(*columns, strict=True)
         )
         self._file.write(b"".join(lines))
@@ -245,7 +249,18 @@ def _json_values(column: pa.Array) -> list[Any]:
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
     if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         return list(column.to_pylist())
-    return [scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in column]
+    # NumPy has no integers that are null.
+    return [
+        scalar.values.to_numpy(zero_copy_only=False)
+        if scalar.is_valid and not scalar.values.null_count
+        else scalar.as_py()
+        for scalar in column
+    ]
+
+
+def _json_value(value: object) -> str:
+    """Returns a value of a type that JSON does not have: bytes in base64, anything else as Python prints it."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -26,11 +26,13 @@ class Texts:
         values: The texts; an empty string where ``errors`` has an entry.
         errors: Reason for each value that is not a text, by its position.
         payload: Whatever the caller wants back with the answers.
+        payload_bytes: Size of the payload, which limits how many texts are held at once.
     """
 
     values: list[str]
     errors: dict[int, str] = field(default_factory=dict)
     payload: Any = None
+    payload_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.values)

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from polyhead_bulk import UsageError
+from polyhead_bulk import UsageError, local, parts
+from polyhead_bulk.block import Block
+from polyhead_bulk.readers import rows
 
 from .conftest import RunJob, words
 
@@ -138,3 +140,34 @@ def test_the_first_input_with_rows_decides_the_columns(run_job: RunJob, tmp_path
     summary = run_job(empty, invalid, last, keep=(keep,))
     assert (summary.rows, summary.errors, summary.is_complete) == (2, 1, True)
     assert kept(tmp_path / "out", "id", "stars") == [{"id": None, "stars": None}, {"id": 1, "stars": 5}]
+
+
+def test_json_lines_keep_integers_of_lists_and_binary_values(run_job: RunJob, tmp_path: Path) -> None:
+    big = 2**53 + 1
+    columns = {"text": ["w1", "w2"], "ids": [[big, None], [big]], "raw": [b"\x00\xff", None]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    run_job(tmp_path / "a.parquet", id=None, keep=("ids", "raw"), output_format="jsonl")
+    lines = (tmp_path / "out/part-00000-00000.jsonl").read_text().splitlines()
+    rows = [{name: json.loads(line)[name] for name in ("ids", "raw")} for line in lines]
+    assert rows == [{"ids": [big, None], "raw": "AP8="}, {"ids": [big], "raw": None}]
+
+
+def test_large_kept_columns_limit_how_many_rows_are_held(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = "x" * 10_000
+    path = write_lines(tmp_path / "a.jsonl", *({"id": row, "text": "w1", "html": html} for row in range(1000)))
+    blocks: list[int] = []
+
+    def block(parts: list[Any], *arguments: Any) -> Any:
+        blocks.append(sum(map(len, parts)))
+        return Block(parts, *arguments)
+
+    monkeypatch.setattr(local, "Block", block)
+    monkeypatch.setattr(local, "_MAX_BLOCK_SIZE", 2**20)
+    monkeypatch.setattr(rows, "PIECE_CHARACTERS", 2**19)
+    monkeypatch.setattr(parts, "_ParquetEncoder", type("Small", (parts._ParquetEncoder,), {"_BYTES": 2**21}))
+    run_job(path, keep=("html",), part_rows=1000)
+    assert max(blocks) < 120
+    file = pq.ParquetFile(tmp_path / "out/part-00000-00000.parquet")
+    assert [file.metadata.num_rows, file.metadata.num_row_groups > 3] == [1000, True]

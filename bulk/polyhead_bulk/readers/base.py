@@ -12,7 +12,7 @@ from polyhead_bulk.errors import InputError
 from polyhead_bulk.selection import Selection, find_field, missing_column
 from polyhead_bulk.texts import Texts, require_strings
 
-# Rows and characters that are read at once.
+# Rows, and characters of all their values, that are read at once.
 PIECE_ROWS = 1024
 PIECE_CHARACTERS = 4 * 2**20
 

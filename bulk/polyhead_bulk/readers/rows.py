@@ -27,19 +27,19 @@ class _Group:
 
     rows: list[RawRow | None] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
-    characters: int = 0
+    size: int = 0
 
-    def add(self, row: RawRow | Problem, text: object) -> None:
+    def add(self, row: RawRow | Problem) -> None:
         """Adds a row."""
         if isinstance(row, Problem):
             self.errors[len(self.rows)] = f"line {row.line}: {row.reason}"
         self.rows.append(row if isinstance(row, RawRow) else None)
-        self.characters += len(text) if isinstance(text, str) else 0
+        self.size += _size(row.values) if isinstance(row, RawRow) else 0
 
     @property
     def is_full(self) -> bool:
         """Whether the next row belongs to another group."""
-        return len(self.rows) >= PIECE_ROWS or self.characters >= PIECE_CHARACTERS
+        return len(self.rows) >= PIECE_ROWS or self.size >= PIECE_CHARACTERS
 
 
 class RowReader:
@@ -117,7 +117,7 @@ class RowReader:
                 if group.rows:
                     yield group
                 raise InputError(self._source.name, f"line {row.line}: {row.reason}" if row.line else row.reason)
-            group.add(row, row.values.get(self._selection.text) if isinstance(row, RawRow) else None)
+            group.add(row)
             if group.is_full:
                 yield group
                 group = _Group()
@@ -186,6 +186,15 @@ class RowReader:
                 f"field {wanted.name!r} is not a value of type {wanted.type}, which the rows before have: convert it, "
                 f"name a type for all rows with --column-type {wanted.name}=string, or leave it out of --keep",
             ) from None
+
+
+def _size(value: object) -> int:
+    """Returns about how many characters a value has."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 1
 
 
 def _array(values: list[object], kind: pa.DataType) -> pa.Array:
