@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from polyhead_bulk import ResumeError, sources
 from polyhead_bulk.model_source import archive_of
+from polyhead_bundle import sha256_of
 
 from .conftest import MakeAnnotator, RunJob, make_job, write_parquet
 
@@ -25,12 +26,11 @@ def test_a_file_that_cannot_be_read_fails_alone_and_is_made_later(
 ) -> None:
     first = write_parquet(tmp_path / "a.parquet", ["w1"])
     second = write_parquet(tmp_path / "b.parquet", ["w2"])
-    digest_of = sources.sha256_of
 
     def refuse(path: Path) -> str:
         if path == second:
             raise PermissionError(13, "Permission denied", str(path))
-        return digest_of(path)
+        return sha256_of(path)
 
     content = second.read_bytes()
     second.write_bytes(b"")
