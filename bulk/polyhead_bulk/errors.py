@@ -13,6 +13,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class BulkError(Exception):
     """Base class of all errors of this package; the message is one line for the user."""
@@ -58,3 +61,12 @@ class OutputError(BulkError):
 
 class EngineError(BulkError):
     """The model cannot be loaded, or failed on texts that it can compute."""
+
+
+def output_error(error: OSError, output: Path) -> OutputError:
+    """Returns the error of a part that cannot be written."""
+    reason = error.strerror or str(error)
+    hint = ": free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return OutputError(
+        f"{output}: {reason}{hint}; the parts before are complete, and the same command continues after them"
+    )

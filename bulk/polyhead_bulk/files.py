@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,10 @@ from typing import IO
 from polyhead_bundle.atomic_directory import sync
 
 _TEMPORARY = ".tmp-"
+# Names of this package: parts, their records, the manifest, and the files of a run on a cluster.
+_OWN = re.compile(
+    r"\.(part-\d+-\d+\.(parquet|jsonl|json)|_manifest\.json|run|stop|attempts-\d+-\d+)" + re.escape(_TEMPORARY) + r"\w+"
+)
 
 
 class AtomicFile:
@@ -38,9 +43,22 @@ class AtomicFile:
         self.size = 0
         self._temporary = temporary_path(path, secrets.token_hex(4))
         self._digest = hashlib.sha256()
-        self._file: IO[bytes] = self._temporary.open("xb", buffering=0)
+        self._file = self._create()
+        while not self._is_there():  # another job took it for abandoned before it was locked
+            self._file.close()
+            self._file = self._create()
+
+    def _create(self) -> IO[bytes]:
+        file = self._temporary.open("xb", buffering=0)
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+
+    def _is_there(self) -> bool:
+        try:
+            return self._temporary.stat().st_ino == os.fstat(self._file.fileno()).st_ino
+        except FileNotFoundError:
+            return False
 
     @property
     def closed(self) -> bool:
@@ -110,9 +128,12 @@ def temporary_path(path: Path, token: str) -> Path:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes temporary files whose writers no longer run."""
+    """Deletes temporary files of this package whose writers no longer run."""
     for path in folder.glob(f".*{_TEMPORARY}*"):
-        with suppress(OSError), path.open("rb") as file:  # another process may delete or rename it meanwhile
+        if not _OWN.fullmatch(path.name):
+            continue
+        # Another process may delete or rename it meanwhile. NFS locks only files that are open for writing.
+        with suppress(OSError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,13 +17,13 @@ import pyarrow as pa
 
 from . import manifest
 from .answers import Answers
-from .errors import BulkError, InputError, OutputError, ResumeError, RowError, UsageError
+from .errors import BulkError, InputError, ResumeError, RowError, UsageError, output_error
 from .files import remove_abandoned
 from .layout import Layout
-from .parts import RECORDS, PartWriter, read_records
+from .parts import RECORDS, UNWRITABLE, PartWriter, check_types, read_records
 from .plan import Plan, Progress, describe
-from .readers import Piece, Reader, Want, failed, open_reader
-from .selection import cast_columns, check_names
+from .readers import Piece, Reader, Want, failed, limited, open_reader
+from .selection import ALL, cast_columns, check_names
 from .texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -101,10 +100,14 @@ class Job:
         self.on_rows: Callable[[int], object] = lambda _: None
         self.readers: dict[int, Reader] = {}
         self.summary = Summary()
-        self.fields = self._first_fields()
+        # A later input may have nulls where the first one has none.
+        self.fields = [one.with_nullable(True) for one in self._first_fields()]
         check_names([one.name for one in self.fields], engine.layout.names)
+        check_types(self.fields, plan.output_format)
         self.progress = Progress(plan, {})
         self._writer: PartWriter | None = None
+        # Input and fragment whose further pieces are dropped, as one of them could not be written.
+        self._dropped: tuple[int, int] | None = None
         self.is_stopping = False
         # Rows that --limit leaves; None without a limit.
         self._left = plan.limit
@@ -161,13 +164,18 @@ class Job:
             EngineError: The model or the server failed.
         """
         plan, output = self.plan, self.plan.output
-        for folder in (output, output / RECORDS):
-            if folder.is_dir():
-                remove_abandoned(folder)
-        description = describe(plan, self.layout, self.fields, list(self._inputs()))
+        inputs = []
+        for one in manifest.describe_inputs(output, plan.sources):
+            inputs.append(one)
+            if self.is_stopping:
+                self.summary.is_stopped = True
+                return self.summary
+        description = describe(plan, self.layout, self.fields, inputs)
         manifest.claim(output, description)
+        for folder in (output, output / RECORDS):
+            remove_abandoned(folder)
         self.progress = Progress(plan, read_records(output, plan.output_format))
-        self.summary.kept_parts = len(self.progress.records)
+        self.summary.kept_parts = len(self.progress.records())
         if self.summary.kept_parts and any(source.is_stdin for source in plan.sources):
             raise ResumeError(f"{output} holds parts of an earlier standard input; use another output folder")
         try:
@@ -185,7 +193,7 @@ class Job:
         try:
             self._answer(self.schema())
         except OSError as error:
-            raise _output_error(error, self.plan.output) from error
+            raise output_error(error, self.plan.output) from error
         finally:
             if self._writer is not None:
                 self._writer.discard()
@@ -210,18 +218,29 @@ class Job:
 
     def _write(self, part: Texts, answers: Answers, schema: pa.Schema) -> None:
         source, piece = part.payload
-        if self._writer is None:
-            if self.is_stopping:
-                return
-            self._writer = PartWriter(
-                self.plan.output,
-                schema,
-                self.plan.output_format,
-                source=source,
-                fragment=piece.fragment,
-                first_row=piece.first_row,
-            )
+        if self._dropped == (source, piece.fragment) or (self._writer is None and self.is_stopping):
+            return
         self._fail_on_errors(source, piece, answers)
+        try:
+            self._append(part, answers, schema)
+        except UNWRITABLE as error:
+            first = self._writer.first_row if self._writer is not None else piece.first_row
+            rows = f"{self.plan.sources[source].name}, rows {first + 1:,} to {piece.first_row + len(part):,}"
+            reason = f"a kept column cannot be written as {self.plan.output_format}: {error}; leave it out of --keep"
+            self._dropped = source, piece.fragment
+            self._skip(InputError(rows, reason))
+
+    def _append(self, part: Texts, answers: Answers, schema: pa.Schema) -> None:
+        source, piece = part.payload
+        plan = self.plan
+        self._writer = self._writer or PartWriter(
+            plan.output,
+            schema,
+            plan.output_format,
+            source=source,
+            fragment=piece.fragment,
+            first_row=piece.first_row,
+        )
         if len(part):
             self._writer.write({**piece.columns, **answers.columns()}, len(answers.errors))
         self.summary.rows += len(part)
@@ -236,7 +255,7 @@ class Job:
         if self.plan.on_error == "fail" and answers.errors:
             first = min(answers.errors)
             row = piece.first_row + first
-            where = f"{self.plan.sources[source].name}, row {row:,}"
+            where = f"{self.plan.sources[source].name}, row {row + 1:,}"
             raise RowError(where, row, f"{answers.errors[first]}; --on-error null goes on without an answer")
 
     def _skip(self, failure: InputError) -> None:
@@ -254,8 +273,9 @@ class Job:
             for texts in self._pieces(number):
                 part = texts
                 if self._left is not None and part.payload.failure is None:
-                    part = _limited(texts, self._left)
+                    part = limited(texts, self._left)
                     self._left -= len(part)
+                part.payload_bytes = sum(column.nbytes for column in part.payload.columns.values())
                 part.payload = number, part.payload
                 yield part
                 if self._left == 0:
@@ -265,13 +285,18 @@ class Job:
         want = self._within_limit(number)
         if want(0) is None:
             return
+        name, is_all = self.plan.sources[number].name, ALL in self.plan.selection.keep
         try:
             reader = self.reader(number)
             for texts in reader.pieces(want):
-                texts.payload.columns = cast_columns(texts.payload.columns, self.fields, self.plan.sources[number].name)
+                piece = texts.payload
+                if not reader.states_fields:
+                    # Lines that are not valid rows: no column is missing, as none could be there.
+                    nulls = {one.name: pa.nulls(len(texts), one.type) for one in self.fields}
+                    piece.columns = nulls | piece.columns
+                piece.columns = cast_columns(piece.columns, self.fields, name, len(texts), is_all=is_all)
                 yield texts
         except (InputError, UsageError) as error:
-            name = self.plan.sources[number].name
             failure = error if isinstance(error, InputError) else InputError(name, str(error))
             yield failed(0, 0, failure)
         finally:
@@ -282,35 +307,29 @@ class Job:
         want = self.progress.want(number)
         if self.plan.limit is None:
             return want
-        rows = {key[1]: record.rows for key, record in self.progress.records.items() if key[0] == number}
-        self._left = (self._left or 0) - sum(rows.values())
+        rows = sum(record.rows for record in self.progress.parts_of(number).values())
+        self._left = (self._left or 0) - rows
         return lambda fragment: want(fragment) if self._left else None
 
     def _first_fields(self) -> list[pa.Field]:
-        """Returns the fields of the first input that can be read."""
+        """Returns the fields of the first input with a schema or rows; without one, those of the first readable one."""
         problem: InputError | None = None
+        fields: list[pa.Field] | None = None
         for number in range(len(self.plan.sources)):
             try:
-                return self.reader(number).fields
+                reader = self.reader(number)
             except InputError as error:
                 problem = problem or error
-        raise problem or UsageError("no input is named")
-
-    def _inputs(self) -> Iterator[Mapping[str, Any]]:
-        """Describes the inputs; the digest of a file that has not changed since the last run is not computed again."""
-        known = {
-            (one["name"], one["size"], one["modified_ns"]): one for one in manifest.previous_inputs(self.plan.output)
-        }
-        for source in self.plan.sources:
-            previous = known.get((source.name, source.size, source.modified_ns))
-            yield {
-                "name": source.name,
-                "format": source.format,
-                "size": source.size,
-                "modified_ns": source.modified_ns,
-                "partitions": dict(source.partitions),
-                "sha256": previous["sha256"] if previous else source.sha256(),
-            }
+                continue
+            if reader.states_fields:
+                return reader.fields
+            fields = reader.fields if fields is None else fields
+            if number:
+                # An open file for each of thousands of empty inputs would be too many.
+                self.readers.pop(number)
+        if fields is None:
+            raise problem or UsageError("no input is named")
+        return fields
 
     def _compile(self, description: Mapping[str, Any]) -> None:
         """Updates the manifest with the parts of every process."""
@@ -320,27 +339,9 @@ class Job:
         with manifest.lock(output):
             progress = Progress(self.plan, read_records(output, self.plan.output_format))
             self.summary.is_complete = progress.is_complete()
-            records = progress.records.values()
-            manifest.update(output, description, records, self.summary.failures, done=self.summary.is_complete)
-
-
-def _limited(texts: Texts, left: int) -> Texts:
-    """Cuts a piece to the rows that are left of ``--limit``."""
-    piece = texts.payload
-    if len(texts) < left or (piece.ends and len(texts) == left):
-        return texts
-    errors = {row: reason for row, reason in texts.errors.items() if row < left}
-    piece.columns = {name: column.slice(0, left) for name, column in piece.columns.items()}
-    piece.ends, piece.is_last = True, False
-    return Texts(texts.values[:left], errors, piece)
-
-
-def _output_error(error: OSError, output: Any) -> OutputError:
-    reason = error.strerror or str(error)
-    hint = ": free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return OutputError(
-        f"{output}: {reason}{hint}; the parts before are complete, and the same command continues after them"
-    )
+            manifest.update(
+                output, description, progress.records(), self.summary.failures, done=self.summary.is_complete
+            )
 
 
 def _text(value: object) -> str:

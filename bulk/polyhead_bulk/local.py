@@ -26,7 +26,8 @@ from .texts import Texts
 
 # Texts that are sorted together. More make padding no smaller; fewer leave the longest texts without batch-mates.
 MAX_BLOCK_TEXTS = 16_384
-_MAX_BLOCK_CHARACTERS = 16 * 2**20
+# Characters of the texts, and bytes of what is kept beside them.
+_MAX_BLOCK_SIZE = 16 * 2**20
 # The first block of a stream, for whose tokenization the compute threads wait. Each next one is twice as large.
 _FIRST_BLOCK_TEXTS = 1024
 _BLOCKS_IN_PROGRESS = 2
@@ -167,17 +168,17 @@ class _Stream:
 def _blocks(texts: Iterable[Texts]) -> Iterator[list[Texts]]:
     """Groups texts into blocks that are sorted by length together."""
     parts: list[Texts] = []
-    size = characters = 0
+    count = size = 0
     limit = _FIRST_BLOCK_TEXTS
     failure: Exception | None = None
     try:
         for part in texts:
             parts.append(part)
-            size += len(part)
-            characters += sum(map(len, part.values))
-            if size >= limit or characters >= _MAX_BLOCK_CHARACTERS:
+            count += len(part)
+            size += sum(map(len, part.values)) + part.payload_bytes
+            if count >= limit or size >= _MAX_BLOCK_SIZE:
                 yield parts
-                parts, size, characters = [], 0, 0
+                parts, count, size = [], 0, 0
                 limit = min(2 * limit, MAX_BLOCK_TEXTS)
     except Exception as error:  # noqa: BLE001 - raised below, after the texts before it
         failure = error

@@ -7,13 +7,15 @@ that share a job (``--shard``) write the same description of it; the list of par
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, ResumeError
+from .errors import InputError, OutputError, ResumeError
 from .files import locked, write_file
 from .parts import RECORDS, PartRecord
+from .sources import Source
 
 NAME = "_manifest.json"
 _FORMAT_VERSION = 1
@@ -81,7 +83,33 @@ def lock(output: Path) -> Any:
     return locked(output / RECORDS / _LOCK)
 
 
-def previous_inputs(output: Path) -> list[Mapping[str, Any]]:
+def describe_inputs(output: Path, sources: Iterable[Source]) -> Iterator[Mapping[str, Any]]:
+    """Describes inputs; the digest of a file that has not changed since the last run is not computed again.
+
+    An input that cannot be read has the digest of the last run, or None; its reader reports it.
+
+    Args:
+        output: The output folder, which may have a manifest.
+        sources: The inputs.
+    """
+    known = {one["name"]: one for one in _previous_inputs(output)}
+    for source in sources:
+        previous = known.get(source.name, {})
+        digest = previous.get("sha256")
+        if not digest or (previous["size"], previous["modified_ns"]) != (source.size, source.modified_ns):
+            with suppress(InputError):
+                digest = source.sha256()
+        yield {
+            "name": source.name,
+            "format": source.format,
+            "size": source.size,
+            "modified_ns": source.modified_ns,
+            "partitions": dict(source.partitions),
+            "sha256": digest,
+        }
+
+
+def _previous_inputs(output: Path) -> list[Mapping[str, Any]]:
     """Returns the inputs that the manifest in a folder describes; none without a manifest."""
     try:
         previous = _read(output)
@@ -105,7 +133,9 @@ def _read(output: Path) -> dict[str, Any] | None:
 
 def _write(output: Path, content: Mapping[str, Any]) -> None:
     document = {"format_version": _FORMAT_VERSION, **content}
-    write_file(output / NAME, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    # Bytes of file names that are not UTF-8 are lone surrogates, which JSON can only escape.
+    write_file(output / NAME, text.encode(errors="backslashreplace") + b"\n")
 
 
 def _require_empty(output: Path) -> None:
@@ -126,7 +156,9 @@ def _differences(previous: Mapping[str, Any], current: Mapping[str, Any]) -> Ite
     if len(before) != len(after):
         yield f"inputs: {len(before)} there, {len(after)} now"
     for old, new in zip(before, after, strict=False):
-        if any(old.get(key) != new.get(key) for key in ("sha256", "size", "format", "partitions")):
+        # Of a file that could not be read, nothing was answered.
+        compared = ("sha256", "size") if old.get("sha256") and new.get("sha256") else ()
+        if any(old.get(key) != new.get(key) for key in (*compared, "format", "partitions")):
             changed = "has changed since" if old["name"] == new["name"] else f"is now in place of {old['name']}"
             yield f"input {new['name']}: {changed}"
 

@@ -68,10 +68,11 @@ def archive_of(bundle: Path) -> bytes:
     """Returns a tar file with the bundle, and its signature if there is one."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
-        archive.add(bundle, "bundle")
+        # The bundle may be a link, which would be archived as one.
+        archive.add(bundle.resolve(), "bundle")
         signature = polyhead_bundle.default_signature(bundle)
         if signature.exists():
-            archive.add(signature, polyhead_bundle.default_signature(Path("bundle")).name)
+            archive.add(signature, "bundle.sig")
     return content.getvalue()
 
 

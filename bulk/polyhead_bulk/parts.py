@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,10 +21,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import UsageError
 from .files import AtomicFile, write_file
 
 Format = Literal["parquet", "jsonl"]
 RECORDS = "_parts"
+# Errors of values that a format cannot hold, such as a time beyond its range. A failed write is an OSError.
+UNWRITABLE = (pa.ArrowException, ArithmeticError, TypeError, ValueError)
 _RECORD = re.compile(r"part-(\d{5,})-(\d{5,})\.json")
 # Fast, and smaller than no compression by 8 % for embeddings; dictionaries only make these larger.
 _COMPRESSION = {"compression": "zstd", "compression_level": 1}
@@ -90,6 +94,22 @@ def read_records(output: Path, output_format: Format, source: int | None = None)
     return found
 
 
+def check_types(fields: Iterable[pa.Field], output_format: Format) -> None:
+    """Rejects kept columns of types that the output format does not have.
+
+    Raises:
+        UsageError: Names the column.
+    """
+    for field in fields if output_format == "parquet" else ():
+        try:
+            pq.write_table(pa.table({field.name: pa.nulls(1, field.type)}), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"column {field.name!r} has type {field.type}, which Parquet does not have: use --output-format jsonl, "
+                "or leave it out of --keep"
+            ) from error
+
+
 class _Encoder(Protocol):
     def write(self, table: pa.Table) -> None: ...
     def close(self) -> None: ...
@@ -97,7 +117,11 @@ class _Encoder(Protocol):
 
 
 class PartWriter:
-    """Writes one part."""
+    """Writes one part.
+
+    Attributes:
+        first_row: Row of the input that is the part's first.
+    """
 
     def __init__(
         self,
@@ -114,6 +138,7 @@ class PartWriter:
         Raises:
             OSError: It cannot be created.
         """
+        self.first_row = first_row
         self._output = output
         self._record = PartRecord(
             part_name(source, fragment, output_format), source, fragment, first_row, 0, 0, 0, "", is_last=False
@@ -165,17 +190,20 @@ class _ParquetEncoder:
 
     # Rows of a row group: 25 MB of embeddings with 384 dimensions.
     _ROWS = 16_384
+    # A row group with large kept columns has fewer.
+    _BYTES = 128 * 2**20
 
     def __init__(self, file: AtomicFile, schema: pa.Schema) -> None:
         dictionary = [field.name for field in schema if _is_string(field.type)]
         self._writer = pq.ParquetWriter(file, schema, use_dictionary=dictionary or False, **_COMPRESSION)
         self._tables: list[pa.Table] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def write(self, table: pa.Table) -> None:
         self._tables.append(table)
         self._rows += table.num_rows
-        if self._rows >= self._ROWS:
+        self._bytes += table.nbytes
+        if self._rows >= self._ROWS or self._bytes >= self._BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -189,7 +217,7 @@ class _ParquetEncoder:
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.concat_tables(self._tables), row_group_size=self._ROWS)
-        self._tables, self._rows = [], 0
+        self._tables, self._rows, self._bytes = [], 0, 0
 
 
 class _JsonEncoder:
@@ -203,7 +231,7 @@ class _JsonEncoder:
         columns = [_json_values(column.combine_chunks()) for column in table.columns]
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         lines = (
-            orjson.dumps(dict(zip(self._names, row, strict=True)), default=str, option=options)
+            orjson.dumps(dict(zip(self._names, row, strict=True)), default=_json_value, option=options)
             for row in zip(*columns, strict=True)
         )
         self._file.write(b"".join(lines))
@@ -221,7 +249,18 @@ def _json_values(column: pa.Array) -> list[Any]:
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
     if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
         return list(column.to_pylist())
-    return [scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in column]
+    # NumPy has no integers that are null.
+    return [
+        scalar.values.to_numpy(zero_copy_only=False)
+        if scalar.is_valid and not scalar.values.null_count
+        else scalar.as_py()
+        for scalar in column
+    ]
+
+
+def _json_value(value: object) -> str:
+    """Returns a value of a type that JSON does not have: bytes in base64, anything else as Python prints it."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _is_string(kind: pa.DataType) -> bool:

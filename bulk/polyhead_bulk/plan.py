@@ -99,26 +99,32 @@ class Plan:
 class Progress:
     """Which fragments have a part, and so which ones are still wanted.
 
-    Attributes:
-        records: Records of the complete parts by input and fragment.
+    Threads: the thread that reads the inputs calls ``want`` and ``parts_of`` while the one that writes parts adds them.
     """
 
     def __init__(self, plan: Plan, records: Mapping[tuple[int, int], PartRecord]) -> None:
+        """Args: the job, and the records of the complete parts by input and fragment."""
         self._plan = plan
-        self.records = dict(records)
+        self._records: dict[int, dict[int, PartRecord]] = {}
+        for record in records.values():
+            self.add(record)
 
     def add(self, record: PartRecord) -> None:
         """Adds a complete part."""
-        self.records[record.key] = record
+        self._records.setdefault(record.source, {})[record.fragment] = record
 
-    def last_fragment(self, source: int) -> int | None:
-        """Returns the number of the last fragment of an input, where a part states it."""
-        return next((key[1] for key, record in self.records.items() if key[0] == source and record.is_last), None)
+    def records(self) -> list[PartRecord]:
+        """Returns the records of all complete parts."""
+        return [record for parts in list(self._records.values()) for record in parts.copy().values()]
+
+    def parts_of(self, source: int) -> dict[int, PartRecord]:
+        """Returns the records of an input's complete parts by fragment, as of now."""
+        return self._records.get(source, {}).copy()
 
     def want(self, source: int) -> Want:
         """Returns the function that tells the reader of an input which fragments to read."""
-        last = self.last_fragment(source)
-        done = frozenset(key[1] for key in self.records if key[0] == source)
+        done = self.parts_of(source)
+        last = _last_fragment(done)
 
         def want(fragment: int) -> bool | None:
             if self._plan.unit is not None and self._plan.unit.is_before(source, fragment):
@@ -133,13 +139,19 @@ class Progress:
 
     def is_complete(self) -> bool:
         """Returns whether every fragment of every input has a part, of whichever process."""
-        if self._plan.limit is not None and sum(record.rows for record in self.records.values()) >= self._plan.limit:
+        if self._plan.limit is not None and sum(record.rows for record in self.records()) >= self._plan.limit:
             return True
         for source in range(len(self._plan.sources)):
-            last = self.last_fragment(source)
-            if last is None or any((source, fragment) not in self.records for fragment in range(last + 1)):
+            done = self.parts_of(source)
+            last = _last_fragment(done)
+            if last is None or any(fragment not in done for fragment in range(last + 1)):
                 return False
         return True
+
+
+def _last_fragment(parts: Mapping[int, PartRecord]) -> int | None:
+    """Returns the number of the last fragment of an input, where one of its parts states it."""
+    return next((fragment for fragment, record in parts.items() if record.is_last), None)
 
 
 def describe(plan: Plan, layout: Layout, fields: list[pa.Field], inputs: list[Mapping[str, Any]]) -> dict[str, Any]:

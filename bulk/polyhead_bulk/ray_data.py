@@ -161,6 +161,9 @@ class RayJob(Job):
         failures: dict[str, None] = {}
         plan = _absolute(self.plan)
         with self._files:
+            if self.is_stopping:
+                # Nobody has seen a request to stop from before the run began.
+                self._files.stop()
             for result in self._cluster.make(plan, self._files.token, units) if units else ():
                 self._add(result, failures)
         self.summary.failures = list(failures)

@@ -20,6 +20,8 @@ from .texts import Texts
 
 # Errors of a text itself, which a repetition does not change. Every other error ends the job.
 _CODES_OF_TEXTS = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
+# Consecutive groups without any text to send that are held at once.
+_MAX_EMPTY_GROUPS = 16
 
 
 class RemoteAnnotator:
@@ -53,9 +55,14 @@ class RemoteAnnotator:
         Raises:
             EngineError: The call failed, or another model answers.
         """
-        parts: deque[Texts] = deque()
+        groups = _Groups(texts, self._info.limits.max_characters)
+        while not groups.is_exhausted:
+            yield from self._call(groups)
+
+    def _call(self, groups: _Groups) -> Iterator[tuple[Texts, Answers]]:
+        parts = groups.read
         answers = self._client.stream(
-            _sent(texts, parts, self._info.limits.max_characters),
+            groups.texts(),
             tasks=cast(list[Task], list(self.layout.options.tasks)),
             truncation=self.layout.options.truncation,
             prompt=self.layout.options.prompt,
@@ -125,12 +132,33 @@ def _scores(head: bundle.Head, answer: Answer) -> np.ndarray[Any, np.dtype[np.fl
     return np.array([by_label[label] for label in head.labels], np.float32)
 
 
-def _sent(texts: Iterable[Texts], parts: deque[Texts], max_characters: int) -> Iterator[str]:
-    """Yields the texts to send; appends each group to ``parts`` before its first text."""
-    for part in texts:
-        parts.append(part)
-        # The server reads no more. One more code point shows it that the text is longer.
-        yield from (text[: max_characters + 1] for row, text in enumerate(part.values) if row not in part.errors)
+class _Groups:
+    """Groups of texts on their way to the server.
+
+    Attributes:
+        read: Groups that were read and have no answers yet; each is appended before its first text is sent.
+        is_exhausted: Whether there are no more groups to read.
+    """
+
+    def __init__(self, groups: Iterable[Texts], max_characters: int) -> None:
+        self.read: deque[Texts] = deque()
+        self.is_exhausted = False
+        self._groups = iter(groups)
+        self._max_characters = max_characters
+
+    def texts(self) -> Iterator[str]:
+        """Yields the texts of one call; many groups without a text end it early, as no answer would pace them."""
+        empty = 0
+        for part in self._groups:
+            self.read.append(part)
+            empty = 0 if _size(part) else empty + 1
+            # The server reads no more. One more code point shows it that the text is longer.
+            for row, text in enumerate(part.values):
+                if row not in part.errors:
+                    yield text[: self._max_characters + 1]
+            if empty >= _MAX_EMPTY_GROUPS:
+                return
+        self.is_exhausted = True
 
 
 def _size(part: Texts) -> int:

@@ -107,27 +107,54 @@ def missing_column(name: str, names: Sequence[str]) -> UsageError:
     return UsageError(f"no column {name!r}; the columns are: {', '.join(names) or 'none'}")
 
 
-def cast_columns(columns: Mapping[str, pa.Array], fields: Sequence[pa.Field], name: str) -> dict[str, pa.Array]:
+def cast_columns(
+    columns: Mapping[str, pa.Array], fields: Sequence[pa.Field], name: str, rows: int, *, is_all: bool = False
+) -> dict[str, pa.Array]:
     """Converts the kept columns of an input to the types of the first input.
 
     Args:
-        columns: The columns; none for a fragment without rows.
+        columns: The columns; none for rows without a field.
         fields: The fields of the first input.
         name: The input.
+        rows: Number of rows.
+        is_all: Whether every column is to be kept, so that one which the first input does not have is an error.
 
     Raises:
-        InputError: A column is missing, or has values that the type does not have.
+        InputError: A column is missing or would be lost, or has values that the type does not have.
     """
     if not columns:
-        return {field.name: pa.nulls(0, field.type) for field in fields}
+        return {field.name: pa.nulls(rows, field.type) for field in fields}
+    if is_all and (others := columns.keys() - {field.name for field in fields}):
+        raise InputError(
+            name,
+            f"has a column {min(others)!r}, which the first input does not have: name each column with --keep in place "
+            f"of '*', or, for JSON Lines and CSV, this one with --column-type {min(others)}=string",
+        )
     found = {}
     for field in fields:
         if field.name not in columns:
             raise InputError(name, f"has no column {field.name!r}")
         column = columns[field.name]
+        problem = f"column {field.name!r} has type {column.type}; the first input has {field.type}"
+        if _has_other_fields(column.type, field.type):
+            hint = f"leave it out of --keep, or keep JSON as text with --column-type {field.name}=string"
+            raise InputError(name, f"{problem}, without some of its fields: {hint}")
         try:
             found[field.name] = column if column.type == field.type else column.cast(field.type)
         except pa.ArrowException as error:
-            problem = f"column {field.name!r} has type {column.type}; the first input has {field.type}: {error}"
-            raise InputError(name, problem) from error
+            raise InputError(name, f"{problem}: {error}") from error
     return found
+
+
+def _has_other_fields(kind: pa.DataType, target: pa.DataType) -> bool:
+    """Returns whether a type contains a struct with fields that the target does not have; a cast would drop them."""
+    if pa.types.is_struct(kind) and pa.types.is_struct(target):
+        types = {field.name: field.type for field in target}
+        return any(field.name not in types or _has_other_fields(field.type, types[field.name]) for field in kind)
+    if _is_list(kind) and _is_list(target):
+        return _has_other_fields(kind.value_type, target.value_type)
+    return False
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,9 +86,13 @@ def find_sources(arguments: Sequence[str], output: Path, input_format: str | Non
         input_format: Format of files whose extension does not tell; of standard input ``jsonl`` by default.
 
     Raises:
-        UsageError: Nothing matches, a file is named twice or has an unknown format, or inputs and output overlap.
+        UsageError: Nothing matches, a folder cannot be read, a file is named twice or has an unknown format, or inputs
+            and output overlap.
     """
-    sources = [source for argument in arguments for source in _expand(argument, output, input_format)]
+    try:
+        sources = [source for argument in arguments for source in _expand(argument, output, input_format)]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     seen: dict[str, str] = {}
     for source in sources:
         key = str(Path(source.path).resolve()) if source.is_local else source.name
@@ -118,7 +121,7 @@ def _expand(argument: str, output: Path, input_format: str | None) -> Iterator[S
         yield _local(Path(argument), input_format)
     elif glob.has_magic(argument):
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207  absolute patterns, which Path.glob refuses
-        files = [Path(match) for match in matches if Path(match).is_file()]
+        files = [Path(match) for match in matches if not Path(match).is_dir()]
         if not files:
             raise UsageError(f"{argument}: matches no file")
         yield from (_local(path, input_format) for path in files)
@@ -129,6 +132,8 @@ def _expand(argument: str, output: Path, input_format: str | None) -> Iterator[S
 def _local(path: Path, input_format: str | None, root: Path | None = None) -> Source:
     from pyarrow import fs
 
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"{path}: leads to a file or folder that does not exist: restore it, or remove the link")
     state = path.stat()
     if not path.is_file():
         raise UsageError(f"{path}: is not a regular file; read a pipe as -")
@@ -149,15 +154,42 @@ def _local(path: Path, input_format: str | None, root: Path | None = None) -> So
 
 def _from_folder(folder: Path, input_format: str | None) -> Iterator[Source]:
     found = False
-    for directory, folders, files in os.walk(folder):
-        # Names that begin so are not data, by the convention of Hive and Spark: _SUCCESS, .crc
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        for name in sorted(files):
-            if not name.startswith((".", "_")) and (input_format or _is_known(name)):
-                found = True
-                yield _local(Path(directory, name), input_format, folder)
+    for path in _files(folder, (folder.resolve(),)):
+        if input_format or _is_known(path.name) or not path.exists():
+            found = True
+            yield _local(path, input_format, folder)
     if not found:
         raise UsageError(f"{folder}: contains no input file; {_SUPPORTED}")
+
+
+def _files(folder: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
+    """Yields the data files of a folder, then those of the folders in it, each sorted by name.
+
+    Args:
+        folder: The folder.
+        roots: The resolved first folder, and those of the links that lead from it to ``folder``. A link into one of
+            them is not followed, as its files are found by their own paths; nor is a link to a folder around one.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    folders = []
+    for path in sorted(folder.iterdir()):
+        if not _is_data(path.name):
+            continue
+        if not path.is_dir():
+            yield path
+        elif not path.is_symlink():
+            folders.append((path, roots))
+        elif not any((real := path.resolve()).is_relative_to(one) or one.is_relative_to(real) for one in roots):
+            folders.append((path, (*roots, real)))
+    for inner, inner_roots in folders:
+        yield from _files(inner, inner_roots)
+
+
+def _is_data(name: str) -> bool:
+    """Returns whether a file or folder is data by the convention of Hive and Spark: not _SUCCESS, .crc, _temporary."""
+    return not name.startswith((".", "_"))
 
 
 def _from_url(url: str, input_format: str | None) -> Iterator[Source]:
@@ -175,13 +207,19 @@ def _from_url(url: str, input_format: str | None) -> Iterator[Source]:
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{url}: cannot be read: {error}") from error
     is_folder = info.type == fs.FileType.Directory
-    infos = [one for one in infos if not is_folder or (input_format or _is_known(one.base_name))]
+    depth = len(PurePosixPath(path).parts)
+    if is_folder:
+        infos = [
+            one
+            for one in infos
+            if all(map(_is_data, PurePosixPath(one.path).parts[depth:])) and (input_format or _is_known(one.base_name))
+        ]
     if not infos or info.type == fs.FileType.NotFound:
         raise UsageError(f"{url}: no such file, or a folder without input files; globs work for local files alone")
     for one in sorted(infos, key=lambda one: str(one.path)):
         name = f"{url.rstrip('/')}{one.path.removeprefix(path.rstrip('/'))}" if is_folder else url
         kind, compression = _format(one.base_name, name, input_format)
-        inner = PurePosixPath(one.path).parent.parts[len(PurePosixPath(path).parts) :] if is_folder else ()
+        inner = PurePosixPath(one.path).parent.parts[depth:] if is_folder else ()
         yield Source(
             name=name,
             path=one.path,

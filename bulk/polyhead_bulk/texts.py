@@ -26,11 +26,13 @@ class Texts:
         values: The texts; an empty string where ``errors`` has an entry.
         errors: Reason for each value that is not a text, by its position.
         payload: Whatever the caller wants back with the answers.
+        payload_bytes: Size of the payload, which limits how many texts are held at once.
     """
 
     values: list[str]
     errors: dict[int, str] = field(default_factory=dict)
     payload: Any = None
+    payload_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -70,7 +72,8 @@ def from_arrow(column: pa.Array | pa.ChunkedArray, name: str, payload: Any = Non
         texts = from_values(("" if value is _UNDECODABLE else value for value in values), payload)
         texts.errors |= bad
         return texts
-    if column.null_count:
+    # The values of a dictionary may be null, too; the column's null count does not include them.
+    if column.null_count or types.is_dictionary(column.type):
         return from_values(values, payload)
     # Arrow's strings hold no surrogates: nothing to check.
     return Texts(values, payload=payload)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -34,11 +35,12 @@ _SIGNATURES = (
     (b"BZh", "is compressed with bzip2: decompress it, or compress it with gzip"),
     (b"\xfd7zXZ", "is compressed with xz: decompress it, or compress it with gzip"),
     (b"version https://git-lfs", "is a pointer of Git LFS: fetch the file with git lfs pull"),
-    (b"ORC", "is an ORC file: convert it to Parquet"),
     (b"\xff\xfe", "is UTF-16: save the file as UTF-8"),
     (b"\xfe\xff", "is UTF-16: save the file as UTF-8"),
 )
 _SNIFFED_BYTES = 512
+# Bytes that texts do not contain.
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
 class _ExpansionError(Exception):
@@ -139,6 +141,9 @@ def _wrong_content(head: bytes) -> str | None:
     for signature, reason in _SIGNATURES:
         if head.startswith(signature):
             return reason
+    # A CSV header may begin so, too, such as ORCID; what follows in an ORC file is binary.
+    if head.startswith(b"ORC") and _CONTROL.search(head):
+        return "is an ORC file: convert it to Parquet"
     halves = head[0::2], head[1::2]
     zeros = sorted(half.count(0) / len(half) for half in halves if half)
     # In UTF-16, the characters of JSON and CSV, and those of most European languages, have one byte that is zero.

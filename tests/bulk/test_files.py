@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from polyhead_bulk.files import AtomicFile, remove_abandoned, write_file
@@ -43,9 +45,11 @@ sys.stdin.read()
 def test_the_file_of_a_killed_writer_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(tmp_path / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", _WRITER, str(tmp_path / f"part-0-{name}.parquet")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-        for name in ("killed", "alive")
+        for name in (0, 1)
     ]
     try:
         for writer in writers:
@@ -56,7 +60,7 @@ def test_the_file_of_a_killed_writer_is_removed_and_that_of_a_living_one_stays(t
         assert len(list(tmp_path.iterdir())) == 2
         remove_abandoned(tmp_path)
         (left,) = tmp_path.iterdir()
-        assert left.name.startswith(".alive.tmp-")
+        assert left.name.startswith(".part-0-1.parquet.tmp-")
     finally:
         for writer in writers:
             writer.kill()
@@ -66,3 +70,26 @@ def test_the_file_of_a_killed_writer_is_removed_and_that_of_a_living_one_stays(t
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         AtomicFile(tmp_path / "missing" / "part")
+
+
+def test_files_of_others_are_not_abandoned(tmp_path: Path) -> None:
+    (tmp_path / ".draft.tmp-notes").touch()
+    (tmp_path / ".part-0-1.parquet.tmp-00ff").touch()
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".draft.tmp-notes"]
+
+
+def test_a_file_that_is_removed_before_it_is_locked_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, removals = fcntl.flock, [tmp_path]
+
+    def remove_first(*arguments: Any) -> None:
+        for _ in range(len(removals)):
+            remove_abandoned(removals.pop())
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    write_file(tmp_path / "part-0-1.parquet", b"one")
+    assert removals == []
+    assert (tmp_path / "part-0-1.parquet").read_bytes() == b"one"

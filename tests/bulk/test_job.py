@@ -251,7 +251,7 @@ def test_inputs_without_rows_have_a_part_without_rows(run_job: RunJob, tmp_path:
 
 def test_rows_without_an_answer_are_counted_or_end_the_job(run_job: RunJob, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [*words(120), None, "w1"])
-    with pytest.raises(RowError, match=rf"{path}, row 120: the text is null; --on-error null goes on"):
+    with pytest.raises(RowError, match=rf"{path}, row 121: the text is null; --on-error null goes on"):
         run_job(path, on_error="fail")
     assert part_names(tmp_path / "out") == ["part-00000-00000.parquet"]
     summary = run_job(path)

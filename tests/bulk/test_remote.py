@@ -101,6 +101,25 @@ def test_groups_get_their_answers_also_where_they_have_nothing_to_send() -> None
     assert found[3]["error"] == ["the text is null", "the text is a number, not a string"]
 
 
+def test_groups_without_texts_are_not_read_all_at_once() -> None:
+    held = most = 0
+
+    def groups() -> Iterator[Texts]:
+        nonlocal held, most
+        for number in range(1000):
+            held += 1
+            most = max(most, held)
+            yield from_values([None, "a"] if number % 100 == 50 else [None], payload=number)
+
+    remote = RemoteAnnotator(FakeClient(), AnswerOptions())  # type: ignore[arg-type]
+    found = []
+    for part, answers in remote.stream(groups()):
+        held -= 1
+        found.append((part.payload, answers.columns()["tokens"].to_pylist()))
+    assert found == [(number, [None, 1] if number % 100 == 50 else [None]) for number in range(1000)]
+    assert most < 100
+
+
 def test_the_server_is_asked_for_what_is_wanted_of_the_same_model() -> None:
     client = FakeClient()
     answered(client, [from_values(["a"])], tasks=("sentiment",), truncation="window", prompt="query")

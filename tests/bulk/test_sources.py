@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from polyhead_bulk import UsageError
@@ -58,18 +61,71 @@ def test_a_folder_is_read_with_its_partitions(tmp_path: Path) -> None:
         (["{}/out/part.jsonl"], "is in the output folder"),
         (["nowhere://bucket/a.parquet"], "requires pip install 'fsspec"),
         (["{}/pipe.jsonl"], "not a regular file"),
+        (["{}/dangling"], "dangling/b.jsonl: leads to a file or folder that does not exist: restore it"),
+        (["{}/unmounted"], "unmounted/year=2026: leads to a file or folder that does not exist"),
+        (["{}/dangling/*.jsonl"], "dangling/b.jsonl: leads to a file or folder that does not exist"),
     ],
 )
 def test_inputs_that_cannot_be_are_refused(tmp_path: Path, arguments: list[str], problem: str) -> None:
-    import os
-
     for name in ("a.txt", "a.jsonl", "a.parquet.gz", "out/part.jsonl"):
         touch(tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
+    touch(tmp_path / "dangling/a.jsonl")
+    (tmp_path / "dangling/b.jsonl").symlink_to(tmp_path / "missing.jsonl")
+    (tmp_path / "unmounted").mkdir()
+    (tmp_path / "unmounted/year=2026").symlink_to(tmp_path / "missing")
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(UsageError, match=problem):
         find_sources([argument.format(tmp_path) for argument in arguments], tmp_path / "out")
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    for name in ("in/a.jsonl", "in/year=2025/b.jsonl", "real/c.jsonl", "real/inner/d.jsonl", "_real/e.jsonl"):
+        touch(tmp_path / name)
+    for name, target in {
+        "in/year=2026": "real",
+        "in/year=2027": "_real",
+        "in/_staging": "real",
+        "in/latest": "in/year=2025",
+        "in/loop": "in",
+        "in/up": "",
+        "real/inner/loop": "real",
+        "real/inner/back": "in",
+    }.items():
+        (tmp_path / name).symlink_to(tmp_path / target)
+    found = find_sources([str(tmp_path / "in")], tmp_path / "out")
+    assert names(tmp_path / "in", found) == [
+        "a.jsonl",
+        "year=2025/b.jsonl",
+        "year=2026/c.jsonl",
+        "year=2026/inner/d.jsonl",
+        "year=2027/e.jsonl",
+    ]
+    assert [dict(source.partitions) for source in found][2] == {"year": "2026"}
+    (tmp_path / "in/year=2028").symlink_to(tmp_path / "real")
+    with pytest.raises(UsageError, match=r"year=2028/c.jsonl: is named twice, also as .*year=2026/c.jsonl"):
+        find_sources([str(tmp_path / "in")], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "in/a.jsonl")
+    locked = tmp_path / "in/locked"
+    touch(locked / "b.jsonl")
+    scandir, listdir = os.scandir, os.listdir
+
+    def refusing(read: Any) -> Any:
+        def call(path: Any) -> Any:
+            if Path(path) == locked:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
+    with pytest.raises(UsageError, match="in/locked: cannot be read: Permission denied"):
+        find_sources([str(tmp_path / "in")], tmp_path / "out")
 
 
 def test_a_format_can_be_given_for_unknown_extensions(tmp_path: Path) -> None:
@@ -79,11 +135,12 @@ def test_a_format_can_be_given_for_unknown_extensions(tmp_path: Path) -> None:
 
 
 def test_a_url_of_pyarrow_is_read(tmp_path: Path) -> None:
-    touch(tmp_path / "in/day=1/a.jsonl", b"x")
-    (file,) = find_sources([f"file://{tmp_path}/in/day=1/a.jsonl"], tmp_path / "out")
+    for name in ("_in/day=1/a.jsonl", "_in/day=1/.a.jsonl", "_in/_temporary/0/a.jsonl", "_in/_a.jsonl"):
+        touch(tmp_path / name, b"x")
+    (file,) = find_sources([f"file://{tmp_path}/_in/day=1/a.jsonl"], tmp_path / "out")
     assert (file.format, file.size) == ("jsonl", 1)
-    (inner,) = find_sources([f"file://{tmp_path}/in"], tmp_path / "out")
-    assert inner.name == f"file://{tmp_path}/in/day=1/a.jsonl"
+    (inner,) = find_sources([f"file://{tmp_path}/_in"], tmp_path / "out")
+    assert inner.name == f"file://{tmp_path}/_in/day=1/a.jsonl"
     assert dict(inner.partitions) == {"day": "1"}
 
 

@@ -56,3 +56,10 @@ def test_values_that_are_no_strings_say_what_they_are() -> None:
         12: "a bytes",
     }.items():
         assert reasons[row] == f"the text is {name}, not a string"
+
+
+def test_a_null_in_the_values_of_a_dictionary_is_null() -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["a", None]))
+    assert column.null_count == 0
+    texts = from_arrow(column, "text")
+    assert (texts.values, texts.errors) == (["a", ""], {1: NULL})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from polyhead_bulk.job import Job
 from polyhead_bulk.manifest import claim
-from polyhead_bulk.parts import RECORDS, read_records
+from polyhead_bulk.parts import RECORDS, PartRecord, read_records
 from polyhead_bulk.plan import Plan, Progress, Unit, describe
 from polyhead_bulk.run_files import RunFiles
 from polyhead_bulk.selection import Selection
@@ -116,3 +118,20 @@ def test_files_of_a_run_do_not_outlive_it(tmp_path: Path) -> None:
         worker.forget(Unit(0, 1))
         assert worker.count_attempt(Unit(0, 1)) == 1
     assert list((tmp_path / RECORDS).iterdir()) == []
+
+
+def test_a_part_may_be_added_while_another_thread_asks_what_is_wanted(
+    tables: Path, tmp_path: Path, make_annotator: MakeAnnotator
+) -> None:
+    class Slow(PartRecord):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "is_last":
+                progress.add(dataclasses.replace(record, fragment=record.fragment + 7))
+            return super().__getattribute__(name)
+
+    record = PartRecord("part", 0, 0, 0, 7, 0, 1, "", is_last=False)
+    slow = Slow(**vars(dataclasses.replace(record, fragment=1)))
+    progress = Progress(job_of(tables, tmp_path / "out", make_annotator).plan, {record.key: record, slow.key: slow})
+    want = progress.want(0)
+    assert [want(fragment) for fragment in range(3)] == [False, False, True]
+    assert len(progress.records()) == 3

@@ -70,6 +70,7 @@ def test_damaged_gzip_file_is_a_problem_after_its_last_row(tmp_path: Path, damag
         ("a.csv", "text\none\n".encode("utf-16"), "is UTF-16: save the file as UTF-8"),
         ("a.csv", "text\none\n".encode("utf-16-le"), "is UTF-16"),
         ("a.jsonl", '{"text": "one"}\n'.encode("utf-16-be"), "is UTF-16"),
+        ("a.csv", b"ORC\x08\x03\x12\x04text", "is an ORC file: convert it to Parquet"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         ("a.parquet", b"text\none\n", "is not a Parquet file"),
         ("a.parquet", b"", "is not a Parquet file, or is empty"),
@@ -98,6 +99,12 @@ def test_file_that_cannot_be_opened_is_a_problem(tmp_path: Path, name: str, is_f
 def test_empty_file_has_no_rows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     assert read(tmp_path / name) == ([], [])
+
+
+def test_header_may_begin_like_an_orc_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("ORCID,text\n0000-0002,one\n")
+    rows, problems = read(tmp_path / "a.csv")
+    assert ([row.values["text"] for row in rows], problems) == (["one"], [])
 
 
 def test_stream_is_read_and_left_open() -> None:

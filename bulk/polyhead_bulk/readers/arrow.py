@@ -37,6 +37,7 @@ class ArrowReader:
         schema = with_partitions(self._schema, source)
         fields = find_fields(schema, selection)
         self.fields = [fields[name] for name in selection.kept(schema.names)]
+        self.states_fields = True
         self.rows: int | None = None
         self.fragments: int | None = None
 

@@ -12,7 +12,7 @@ from polyhead_bulk.errors import InputError
 from polyhead_bulk.selection import Selection, find_field, missing_column
 from polyhead_bulk.texts import Texts, require_strings
 
-# Rows and characters that are read at once.
+# Rows, and characters of all their values, that are read at once.
 PIECE_ROWS = 1024
 PIECE_CHARACTERS = 4 * 2**20
 
@@ -46,11 +46,13 @@ class Reader(Protocol):
 
     Attributes:
         fields: Arrow fields of the ids and kept columns.
+        states_fields: Whether the input has a schema or a row, so that ``fields`` is more than a guess.
         rows: Number of rows, where it is known before they are read.
         fragments: Number of fragments, where it is known.
     """
 
     fields: list[pa.Field]
+    states_fields: bool
     rows: int | None
     fragments: int | None
 
@@ -77,6 +79,17 @@ def find_fields(schema: pa.Schema, selection: Selection) -> dict[str, pa.Field]:
 def failed(fragment: int, row: int, failure: InputError) -> Texts:
     """Returns the piece that stands for a fragment which cannot be read."""
     return Texts([], payload=Piece(fragment, row, {}, ends=True, failure=failure))
+
+
+def limited(texts: Texts, left: int) -> Texts:
+    """Cuts a piece to the rows that are left of ``--limit``."""
+    piece = texts.payload
+    if len(texts) < left or (piece.ends and len(texts) == left):
+        return texts
+    errors = {row: reason for row, reason in texts.errors.items() if row < left}
+    piece.columns = {name: column.slice(0, left) for name, column in piece.columns.items()}
+    piece.ends, piece.is_last = True, False
+    return Texts(texts.values[:left], errors, piece)
 
 
 def fragments_of(groups: Iterable[tuple[Texts, dict[str, pa.Array]]], part_rows: int, want: Want) -> Iterator[Texts]:

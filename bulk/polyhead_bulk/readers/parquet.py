@@ -83,6 +83,7 @@ class ParquetReader:
         schema = with_partitions(schema, source)
         fields = find_fields(schema, selection)
         self.fields = [fields[name] for name in selection.kept(schema.names)]
+        self.states_fields = True
         self._columns = [name for name in fields if name not in dict(source.partitions)]
         self._fragments = list(_divide(self._metadata, part_rows))
         self.rows: int | None = self._metadata.num_rows

@@ -27,25 +27,26 @@ class _Group:
 
     rows: list[RawRow | None] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
-    characters: int = 0
+    size: int = 0
 
-    def add(self, row: RawRow | Problem, text: object) -> None:
+    def add(self, row: RawRow | Problem) -> None:
         """Adds a row."""
         if isinstance(row, Problem):
             self.errors[len(self.rows)] = f"line {row.line}: {row.reason}"
         self.rows.append(row if isinstance(row, RawRow) else None)
-        self.characters += len(text) if isinstance(text, str) else 0
+        self.size += _size(row.values) if isinstance(row, RawRow) else 0
 
     @property
     def is_full(self) -> bool:
         """Whether the next row belongs to another group."""
-        return len(self.rows) >= PIECE_ROWS or self.characters >= PIECE_CHARACTERS
+        return len(self.rows) >= PIECE_ROWS or self.size >= PIECE_CHARACTERS
 
 
 class RowReader:
     """Reads one file of JSON Lines or CSV from its beginning; see ``Reader``.
 
-    The first rows decide the types of kept JSON fields. CSV columns are strings.
+    The first rows decide the types of kept JSON fields; one that is always null or {} is a string. CSV columns are
+    strings.
     """
 
     def __init__(self, source: Source, selection: Selection, part_rows: int, types: Mapping[str, pa.DataType]) -> None:
@@ -70,12 +71,17 @@ class RowReader:
         partitions = dict(source.partitions)
         rows = [row for row in first.rows if row is not None]
         names = list(dict.fromkeys([*(name for row in rows for name in row.names), *partitions]))
+        # A column with a named type exists even if no row has it yet.
+        declared = [name for name in types if not tops([name]) & {*names}]
         for name in selection.required():
-            if rows and not tops([name]) & {*names}:
+            if rows and not tops([name]) & {*names} and (name == selection.text or name not in declared):
                 raise missing_column(name, names)
+        self._names = frozenset([*names, *declared])
         self.fields = [
-            pa.field(name, types.get(name) or self._type(name, rows, partitions)) for name in selection.kept(names)
+            pa.field(name, types.get(name) or self._type(name, rows, partitions))
+            for name in selection.kept([*names, *declared])
         ]
+        self.states_fields = bool(rows)
         self.rows: int | None = None
         self.fragments: int | None = None
 
@@ -94,6 +100,8 @@ class RowReader:
                 if row is not None and not tops([self._selection.text]) & {*row.names}
             }
             texts.errors |= group.errors
+            if ALL in self._selection.keep:
+                self._check_names(group.rows)
             yield texts, {one.name: self._column(one, group.rows) for one in self.fields}
             group = next(self._groups, None)
 
@@ -109,7 +117,7 @@ class RowReader:
                 if group.rows:
                     yield group
                 raise InputError(self._source.name, f"line {row.line}: {row.reason}" if row.line else row.reason)
-            group.add(row, row.values.get(self._selection.text) if isinstance(row, RawRow) else None)
+            group.add(row)
             if group.is_full:
                 yield group
                 group = _Group()
@@ -125,7 +133,7 @@ class RowReader:
         try:
             stream = self._open()
             yield from read_stream(stream, source.format, path, fields)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # a name that is not UTF-8 is a ValueError
             raise InputError(source.name, f"cannot be read: {error}") from error
 
     def _open(self) -> IO[bytes]:
@@ -146,7 +154,21 @@ class RowReader:
                 f"{self._source.name}: field {name!r} has values of several types ({error}): convert them to one type, "
                 f"name it with --column-type {name}=string, or leave it out of --keep"
             ) from error
-        return pa.string() if pa.types.is_null(kind) else kind
+        return pa.string() if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
+
+    def _check_names(self, rows: list[RawRow | None]) -> None:
+        """Rejects a field that would be lost, as the first rows do not have it.
+
+        Raises:
+            InputError: Names line and field.
+        """
+        for row in rows:
+            if row is not None and (others := [name for name in row.names if name not in self._names]):
+                raise InputError(
+                    f"{self._source.name}, line {row.line}",
+                    f"field {others[0]!r} is not in the first rows, which decide what --keep '*' copies: name it with "
+                    f"--column-type {others[0]}=string, or name each column with --keep",
+                )
 
     def _column(self, wanted: pa.Field, rows: list[RawRow | None]) -> pa.Array:
         partitions = dict(self._source.partitions)
@@ -156,7 +178,7 @@ class RowReader:
         if pa.types.is_string(wanted.type):
             values = [value if value is None or isinstance(value, str) else _to_text(value) for value in values]
         try:
-            return pa.array(values, wanted.type)
+            return _array(values, wanted.type)
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             line = next(row.line for row in rows if row is not None and not _fits(row, wanted))
             raise InputError(
@@ -166,9 +188,46 @@ class RowReader:
             ) from None
 
 
+def _size(value: object) -> int:
+    """Returns about how many characters a value has."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 1
+
+
+def _array(values: list[object], kind: pa.DataType) -> pa.Array:
+    """Converts values to a type.
+
+    Raises:
+        ValueError: A value is not of the type, or an object has keys that the type does not have.
+    """
+    if pa.types.is_nested(kind) and any(_has_other_keys(value, kind) for value in values):
+        raise ValueError
+    return pa.array(values, kind)
+
+
+def _has_other_keys(value: object, kind: pa.DataType) -> bool:
+    """Returns whether a value contains an object with keys that its type does not have; Arrow would drop them."""
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return pa.types.is_nested(kind.value_type) and any(_has_other_keys(one, kind.value_type) for one in value)
+    if not isinstance(value, dict) or not pa.types.is_struct(kind):
+        return False
+    types = {field.name: field.type for field in kind}
+    return any(key not in types or _has_other_keys(one, types[key]) for key, one in value.items())
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Returns whether a type is that of objects without keys, or contains it; Parquet does not have it."""
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_has_empty_struct(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
+
+
 def _fits(row: RawRow, wanted: pa.Field) -> bool:
     try:
-        pa.array([find_value(row.values, wanted.name)], wanted.type)
+        _array([find_value(row.values, wanted.name)], wanted.type)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return False
     return True
