@@ -28,7 +28,7 @@ _MAX_JITTER = 4 / 3
 # gRPC's retry throttling (gRFC A6) with the largest bucket that it allows: a server that dies may break hundreds of
 # calls, and all of them may be retried. After that, retries are limited to a tenth of the successes.
 _MAX_TOKENS, _TOKENS_PER_SUCCESS = 1000.0, 0.1
-# A longer deadline is none: gRPC would take the point in time beyond the range of its clock for one in the past.
+# A longer deadline counts as none: gRPC would take the point in time beyond the range of its clock for one in the past.
 _MAX_DEADLINE_S = 1e9
 
 

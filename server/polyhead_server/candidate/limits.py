@@ -47,16 +47,17 @@ class Window:
     def __init__(self, polls: int) -> None:
         """Takes how many totals a minute has."""
         self._totals: deque[tuple[Answers, Answers]] = deque([(Answers(), Answers())], maxlen=polls)
-        self._processes = 0
+        self._processes = self._ignored = 0
 
     def add(self, counts: Sequence[CanaryCounts]) -> tuple[SideReport, SideReport]:
         """Takes the totals of all processes; returns the served model's and the candidate's answers since a minute."""
         served, candidate = merged(one.served for one in counts), merged(one.candidate for one in counts)
         oldest = self._totals[0]
-        if len(counts) >= self._processes:
-            # Totals without a process that hangs for a moment would later make all its answers those of a minute.
+        self._ignored = self._ignored + 1 if len(counts) < self._processes else 0
+        # Totals without a process that hangs for a moment would later make all its answers those of a minute.
+        if not self._ignored or self._ignored > (self._totals.maxlen or 0):
             self._totals.append((served, candidate))
-            self._processes = len(counts)
+            self._processes, self._ignored = len(counts), 0
         return _difference(served, oldest[0]), _difference(candidate, oldest[1])
 
 

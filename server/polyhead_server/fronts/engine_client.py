@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 MAX_LOSSES = 3
 # Seconds after which a call is worth another attempt that came while there was no engine.
 _NO_ENGINE_RETRY_S = 1.0
-# Later deadlines, which clients may choose, are none: a record holds nanoseconds in 64 bits.
+# Later deadlines, which clients may choose, count as none: a record holds nanoseconds in 64 bits.
 _MAX_DEADLINE_S = 2**62 / 1e9
 
 

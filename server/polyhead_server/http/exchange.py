@@ -7,8 +7,12 @@ instead of one. Any other ASGI server is spoken to in those steps.
 
 from __future__ import annotations
 
+import array
 import asyncio
+import contextlib
 import dataclasses
+import fcntl
+import termios
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 # A larger body is not copied behind the headers.
 _MAX_COPIED_BYTES = 64 * 2**10
+# A large body is written in slices of this size, each when the client has read most of the one before.
+_SLICE_BYTES = 256 * 2**10
 # Seconds within which a client must read some more of a response.
 _UNREAD_TIMEOUT_S = 30.0
 _WITHOUT_BODY = {204, 304}
@@ -146,7 +152,7 @@ class UvicornExchange(Exchange):
         The call lasts, and what is kept for it counts, until the client has read most of a large response.
         """
         cycle = self._cycle
-        if not cycle.disconnected:
+        if cycle.flow.write_paused and not cycle.disconnected:
             await self._until_read(cycle)
         if cycle.disconnected:
             return
@@ -154,27 +160,35 @@ class UvicornExchange(Exchange):
         head = self._head(response, keep_alive=cycle.keep_alive)
         cycle.response_started, cycle.waiting_for_100_continue = True, False
         if len(body) > _MAX_COPIED_BYTES:
-            cycle.transport.writelines((head, body))
+            parts = [memoryview(body)[begin : begin + _SLICE_BYTES] for begin in range(0, len(body), _SLICE_BYTES)]
+            cycle.transport.writelines((head, parts[0]))
+            # TLS takes whatever is written at once for sent.
+            for part in parts[1:]:
+                if cycle.flow.write_paused:
+                    await self._until_read(cycle)
+                if cycle.disconnected:
+                    return
+                cycle.transport.write(part)
         else:
             cycle.transport.write(head + body)
+        if cycle.flow.write_paused:
+            await self._until_read(cycle)
+        # Only now, as uvicorn begins the next call of the connection when this one is complete.
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
-        await self._until_read(cycle)
         cycle.on_response()
 
     @staticmethod
     async def _until_read(cycle: Any) -> None:
-        if not cycle.flow.write_paused:
-            return
-        left = cycle.transport.get_write_buffer_size()
+        left = _unread_bytes(cycle.transport)
         while cycle.flow.write_paused:
             try:
                 async with asyncio.timeout(_UNREAD_TIMEOUT_S):
                     await cycle.flow.drain()
             except TimeoutError:
-                before, left = left, cycle.transport.get_write_buffer_size()
+                before, left = left, _unread_bytes(cycle.transport)
                 if left >= before:
                     cycle.transport.abort()
                     return
@@ -191,3 +205,13 @@ class UvicornExchange(Exchange):
         if not keep_alive:
             headers += "connection: close\r\n"
         return STATUS_LINE[response.status] + headers.encode("latin-1") + b"\r\n"
+
+
+def _unread_bytes(transport: Any) -> int:
+    """Returns the bytes of a connection that wait here or in the operating system, whose queue takes megabytes."""
+    size: int = transport.get_write_buffer_size()
+    queued = array.array("i", [0])
+    # Not every system tells the length of its queue, and a closed socket has none.
+    with contextlib.suppress(OSError, ValueError):
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+    return size + queued[0]

@@ -16,7 +16,7 @@ from polyhead_server import addresses
 
 from .upgrades import IgnoresUpgrades
 
-# Bytes of a request's line and headers; of what comes in its body's place between bytes of the body, or after them.
+# Bytes of a request's line and headers; also of chunk framing between two parts of a body, and of trailers.
 _MAX_HEADER_BYTES = 32 * 2**10
 # Requests of one connection that wait for the response to an earlier one.
 _MAX_PIPELINED = 16
@@ -77,12 +77,13 @@ class _Protocol(IgnoresUpgrades):
             self._start_timer(_HEADER_TIMEOUT_S, self._end)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers, of which nobody makes use, come after the body.
+        # Trailers, which nothing uses, come after the body.
         if self._in_headers:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= _MAX_PIPELINED:
+            self._end()
             raise _TooManyRequestsError
         self._in_headers, self._framing_bytes = False, 0
         self._stop_timer()
@@ -98,7 +99,11 @@ class _Protocol(IgnoresUpgrades):
         super().on_message_complete()
         self._in_headers, self._framing_bytes = True, 0
         if self.cycle.response_complete:
-            self._start_timer(self.timeout_keep_alive, self._end)
+            self._stop_timer()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -118,7 +123,8 @@ class _Protocol(IgnoresUpgrades):
             self.running.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
         self._end()
 
     def timeout_keep_alive_handler(self) -> None:

@@ -182,7 +182,8 @@ def _outputs(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _id(document: dict[str, Any]) -> str:
     """Returns the id of a request, with which it is answered; empty without one."""
-    found = string(document, "id")
+    given = document.get("id")
+    found = str(given) if type(given) is int else string(document, "id")
     try:
         found.encode()
     except UnicodeEncodeError:

@@ -35,7 +35,7 @@ _MAX_CHUNK_CHARACTERS = 32_768
 _STEP_CHARACTERS = 8192
 _EXPENSIVE_STEP_CHARACTERS = 1024
 # Calls that may wait until the tokens of another one have been described or decoded.
-_MAX_WAITING = 64
+_MAX_WAITING = 512
 
 
 _T = TypeVar("_T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from polyhead_server.errors import StartupError
 from polyhead_server.http import calls, exchange, listener
 from polyhead_server.http.exchange import Exchange, Response, exchange_of
 from polyhead_server.http.listener import HttpListener
+
+from tests.support.certificates import Authority
 
 from .conftest import HttpServer
 
@@ -157,7 +159,22 @@ async def test_connection_of_a_refused_body_serves_the_next_call(running: HttpSe
     writer.close()
 
 
-async def test_unread_response_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Returns the contexts of a server and of a client that trusts it."""
+    authority = Authority(folder)
+    files = authority.issue("server")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(files.cert, files.key)
+    return server, ssl.create_default_context(cafile=authority.cert)
+
+
+encrypted = pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+
+
+@encrypted
+async def test_unread_response_ends_the_connection(
+    secure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exchange, "_UNREAD_TIMEOUT_S", 0.2)
     ended = asyncio.Event()
 
@@ -167,21 +184,24 @@ async def test_unread_response_ends_the_connection(monkeypatch: pytest.MonkeyPat
         finally:
             ended.set()
 
-    http = HttpListener(app, None, max_connections=2)
+    server, client = contexts(tmp_path) if secure else (None, None)
+    http = HttpListener(app, server, max_connections=3)
     host, port = (await http.listen("127.0.0.1:0", shares_port=False)).split(":")
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        await asyncio.to_thread(client.connect, (host, int(port)))
-        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        async with asyncio.timeout(20):
-            await ended.wait()
-        # The control: one that reads gets all of it, however slowly.
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        async with asyncio.timeout(20):
-            await reader.readuntil(b"\r\n\r\n")
-            assert len(await reader.readexactly(2**24)) == 2**24
-        writer.close()
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=client)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    # The stream reads ahead no more than it has room for.
+    async with asyncio.timeout(20):
+        await ended.wait()
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await reader.readexactly(2**24)
+    writer.close()
+    # The control: a client that reads gets all of it.
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=client)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(20):
+        await reader.readuntil(b"\r\n\r\n")
+        assert len(await reader.readexactly(2**24)) == 2**24
+    writer.close()
     await http.close(1)
 
 
@@ -229,4 +249,43 @@ async def test_unix_socket_is_private(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     assert await http.listen(f"unix:{path}", shares_port=False) == f"unix:{path}"
     assert path.stat().st_mode & 0o777 == 0o600
+    await http.close(1)
+
+
+@encrypted
+async def test_calls_after_an_unread_response_are_answered_in_order(secure: bool, tmp_path: Path) -> None:
+    started: list[str] = []
+    may_end = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        started.append(scope["path"])
+        if scope["path"] == "/slow":
+            await may_end.wait()
+        body = b"x" * 2**24 if scope["path"] == "/large" else scope["path"].encode()
+        await Response(body).send(exchange_of(scope, receive, send))
+
+    server, client = contexts(tmp_path) if secure else (None, None)
+    http = HttpListener(app, server, max_connections=2)
+    host, port = (await http.listen("127.0.0.1:0", shares_port=False)).split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=client)
+
+    async def body() -> bytes:
+        async with asyncio.timeout(20):
+            head = await reader.readuntil(b"\r\n\r\n")
+            return await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+
+    writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(20):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\nGET /fast HTTP/1.1\r\nhost: x\r\n\r\n")
+        await writer.drain()
+        await reader.readexactly(2**24)
+        while "/slow" not in started:
+            await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert started == ["/large", "/slow"]
+    may_end.set()
+    assert [await body(), await body()] == [b"/slow", b"/fast"]
+    writer.close()
     await http.close(1)

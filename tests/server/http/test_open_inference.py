@@ -71,7 +71,7 @@ BAD_REQUESTS: list[tuple[Any, dict[str, str], str]] = [
     ({"inputs": [TENSOR | {"parameters": {"binary_data_size": 3}}]}, {}, "both data and binary_data_size"),
     ({"inputs": [TENSOR], "outputs": [{"name": "logits"}]}, {}, "no output 'logits'"),
     ({"inputs": [TENSOR], "outputs": ["embedding"]}, {}, "objects with a name"),
-    ({"inputs": [TENSOR], "id": 7}, {}, "id must be a string"),
+    ({"inputs": [TENSOR], "id": {"a": 1}}, {}, "id must be a string"),
     ({"inputs": [TENSOR], "id": "\ud800"}, {}, "id is not valid UTF-8"),
     (
         {"inputs": [TENSOR], "outputs": [{"name": "embedding", "parameters": {"binary_data": "false"}}]},
