@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from polyhead_bundle import Check, Head
+from polyhead_training.evaluation.probabilities import is_labelled
 from polyhead_training.evaluation.selective import interval
 
 from .eval_data import DROPS, EvalData, predictions
@@ -61,7 +62,7 @@ def compare_scores(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], li
             score = theirs[metric] or 0.0
             allowed = getattr(limits, limit)
             if limit == "accuracy_drop":
-                allowed = _at_least_one(allowed, _share_of_one(eval_data, column, metric, score))
+                allowed = _at_least_one(allowed, _share_of_one(eval_data, head, column, metric, score))
             yield Check(f"{metric}_drop.{head.name}", max(0.0, score - (ours[metric] or 0.0)), allowed)
         if head.kind != "regression":
             change = abs((ours["ece"] or 0.0) - (theirs["ece"] or 0.0))
@@ -121,14 +122,15 @@ def _at_least_one(limit: float, share: float) -> float:
     return max(limit, 1.5 * share) if limit else 0.0
 
 
-def _share_of_one(eval_data: EvalData, column: int, metric: str, score: float) -> float:
-    """Returns how much one wrong answer takes from an accuracy, or one wrong decision from a micro-F1 of ``score``."""
+def _share_of_one(eval_data: EvalData, head: Head, column: int, metric: str, score: float) -> float:
+    """Returns how much one wrong answer takes from an accuracy, or one label less from a micro-F1 of ``score``."""
     if metric == "accuracy":
         return 1 / eval_data.labelled_rows(column)
     # A true positive less takes 2 from the numerator of 2 TP / (true labels + predicted labels), and 1 from its
-    # denominator; about as many labels are predicted as are true.
-    labels = int((eval_data.targets[column] > 0).sum())
-    return (2 - score) / (2 * labels) if labels else 0.0
+    # denominator.
+    targets = eval_data.targets[column]
+    predicted = predictions(eval_data.reference, head)[is_labelled(targets)]
+    return (2 - score) / max(1, int((targets > 0).sum()) + int(predicted.sum()) - 1)
 
 
 def _accuracy(counts: tuple[int, int]) -> float:

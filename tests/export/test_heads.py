@@ -260,6 +260,26 @@ def test_one_answer_alone_exceeds_no_limit_above_0(
             assert checks[name].passed == (wrong <= allowed), name
 
 
+@pytest.mark.parametrize("predicted", [3, 100], ids=["few labels", "all labels"])
+def test_one_label_less_exceeds_no_limit_of_micro_f1(
+    evaluated: tuple[EvalData, tuple[Head, ...]], predicted: int
+) -> None:
+    data, heads = evaluated
+    true = data.targets[2] == 1  # (rows, labels)
+    # The trained model predicts the labels of its first rows alone, or every label of every row.
+    shown = true & (np.arange(len(true)) < predicted)[:, None] if predicted < len(true) else np.full(true.shape, True)
+    reference = {**data.reference, "tags_logits": np.where(shown, 9.0, -9.0)}
+    rows, labels = np.nonzero(shown & true)
+    for wrong in range(3):
+        ours = {name: values.copy() for name, values in reference.items()}
+        ours["tags_logits"][rows[:wrong], labels[:wrong]] = -9.0
+        checks = compare_scores(
+            dataclasses.replace(data, reference=reference), ours, heads, Settings().limits_of("int8")
+        )
+        (check,) = [check for check in checks if check.name == "micro_f1_drop.tags"]
+        assert check.passed == (wrong <= 1)
+
+
 def test_constant_predictions_are_implausible(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
     data, heads = evaluated
     constant = {
