@@ -102,7 +102,7 @@ def check_types(fields: Iterable[pa.Field], output_format: Format) -> None:
     """
     for field in fields if output_format == "parquet" else ():
         try:
-            pq.write_table(pa.table({field.name: pa.nulls(1, field.type)}), pa.BufferOutputStream())
+            pq.write_table(pa.schema([pa.field(field.name, field.type)]).empty_table(), pa.BufferOutputStream())
         except pa.ArrowException as error:
             raise UsageError(
                 f"column {field.name!r} has type {field.type}, which Parquet does not have: use --output-format jsonl, "

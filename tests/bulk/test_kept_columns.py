@@ -49,7 +49,7 @@ def test_objects_without_keys_are_kept_as_text(run_job: RunJob, tmp_path: Path) 
     assert kept(tmp_path / "out", "meta", "tags") == [{"meta": "{}", "tags": "[{}]"}, {"meta": None, "tags": None}]
 
 
-@pytest.mark.parametrize("kind", [pa.struct([]), pa.month_day_nano_interval()], ids=str)
+@pytest.mark.parametrize("kind", [pa.struct([]), pa.month_day_nano_interval(), pa.run_end_encoded(pa.int32(), pa.string())], ids=str)
 def test_a_type_that_parquet_does_not_have_is_refused_before_the_start(
     run_job: RunJob, tmp_path: Path, kind: pa.DataType
 ) -> None:
@@ -58,6 +58,12 @@ def test_a_type_that_parquet_does_not_have_is_refused_before_the_start(
         run_job(path, id=None, keep=("odd",))
     assert not (tmp_path / "out").exists()
     assert run_job(path, id=None, keep=("odd",), output_format="jsonl").is_complete
+
+
+def test_structs_whose_fields_are_never_null_are_kept(run_job: RunJob, tmp_path: Path) -> None:
+    kind = pa.struct([pa.field("a", pa.int64(), nullable=False)])
+    run_job(write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([{"a": 1}], kind)), id=None, keep=("*",))
+    assert kept(tmp_path / "out", "meta") == [{"meta": {"a": 1}}]
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
