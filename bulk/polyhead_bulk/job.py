@@ -100,6 +100,7 @@ class Job:
         self.on_rows: Callable[[int], object] = lambda _: None
         self.readers: dict[int, Reader] = {}
         self.summary = Summary()
+        self.fields: list[pa.Field] = []
         # A later input may have nulls where the first one has none.
         self.fields = [one.with_nullable(True) for one in self._first_fields()]
         check_names([one.name for one in self.fields], engine.layout.names)
@@ -140,7 +141,9 @@ class Job:
         """
         if number not in self.readers:
             plan = self.plan
-            self.readers[number] = open_reader(plan.sources[number], plan.selection, plan.part_rows, plan.column_types)
+            self.readers[number] = open_reader(
+                plan.sources[number], plan.selection, plan.part_rows, plan.column_types, self.fields
+            )
         return self.readers[number]
 
     def stop(self) -> None:

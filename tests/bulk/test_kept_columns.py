@@ -49,7 +49,23 @@ def test_objects_without_keys_are_kept_as_text(run_job: RunJob, tmp_path: Path) 
     assert kept(tmp_path / "out", "meta", "tags") == [{"meta": "{}", "tags": "[{}]"}, {"meta": None, "tags": None}]
 
 
-@pytest.mark.parametrize("kind", [pa.struct([]), pa.month_day_nano_interval(), pa.run_end_encoded(pa.int32(), pa.string())], ids=str)
+@pytest.mark.parametrize("meta", [{}, None, {"a": [{}]}], ids=str)
+def test_objects_without_keys_fit_the_objects_of_the_first_input(
+    run_job: RunJob, tmp_path: Path, meta: dict[str, Any] | None
+) -> None:
+    first = write_lines(tmp_path / "a.jsonl", {"id": 1, "text": "w1", "meta": {"a": [{"x": 1}]}})
+    rows: list[dict[str, Any]] = [{"id": row, "text": "w1", "meta": meta} for row in range(2, 1100)]
+    rows[-1]["meta"] = {"a": [{"x": 2}]}
+    last = write_lines(tmp_path / "b.jsonl", *rows)
+    assert run_job(first, last, keep=("meta",), part_rows=2000).failures == []
+    values = [row["meta"] for row in kept(tmp_path / "out", "meta")]
+    nulls = {"{}": {"a": None}, "None": None}.get(str(meta), {"a": [{"x": None}]})
+    assert [values[0], values[1], values[-1]] == [{"a": [{"x": 1}]}, nulls, {"a": [{"x": 2}]}]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.struct([]), pa.month_day_nano_interval(), pa.run_end_encoded(pa.int32(), pa.string())], ids=str
+)
 def test_a_type_that_parquet_does_not_have_is_refused_before_the_start(
     run_job: RunJob, tmp_path: Path, kind: pa.DataType
 ) -> None:
@@ -62,7 +78,9 @@ def test_a_type_that_parquet_does_not_have_is_refused_before_the_start(
 
 def test_structs_whose_fields_are_never_null_are_kept(run_job: RunJob, tmp_path: Path) -> None:
     kind = pa.struct([pa.field("a", pa.int64(), nullable=False)])
-    run_job(write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([{"a": 1}], kind)), id=None, keep=("*",))
+    run_job(
+        write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([{"a": 1}], kind)), id=None, keep=("*",)
+    )
     assert kept(tmp_path / "out", "meta") == [{"meta": {"a": 1}}]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
@@ -45,11 +45,18 @@ class _Group:
 class RowReader:
     """Reads one file of JSON Lines or CSV from its beginning; see ``Reader``.
 
-    The first rows decide the types of kept JSON fields; one that is always null or {} is a string. CSV columns are
-    strings.
+    The first rows decide the types of kept JSON fields; one that is always null or {} is a string, unless the first
+    input has objects or lists there. CSV columns are strings.
     """
 
-    def __init__(self, source: Source, selection: Selection, part_rows: int, types: Mapping[str, pa.DataType]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        part_rows: int,
+        types: Mapping[str, pa.DataType],
+        first: Sequence[pa.Field] = (),
+    ) -> None:
         """Reads the first rows.
 
         Args:
@@ -57,6 +64,7 @@ class RowReader:
             selection: The columns.
             part_rows: Rows of a fragment.
             types: Types of kept columns, where the first rows must not decide.
+            first: Fields of the first input, where there is one before.
 
         Raises:
             InputError: The input cannot be read.
@@ -66,10 +74,10 @@ class RowReader:
         self._selection = selection
         self._part_rows = part_rows
         self._groups = self._read()
-        first = next(self._groups, _Group())
-        self._first = first
+        self._first = next(self._groups, _Group())
+        self._nested = {one.name: one.type for one in first if pa.types.is_nested(one.type)}
         partitions = dict(source.partitions)
-        rows = [row for row in first.rows if row is not None]
+        rows = [row for row in self._first.rows if row is not None]
         names = list(dict.fromkeys([*(name for row in rows for name in row.names), *partitions]))
         # A column with a named type exists even if no row has it yet.
         declared = [name for name in types if not tops([name]) & {*names}]
@@ -154,7 +162,7 @@ class RowReader:
                 f"{self._source.name}: field {name!r} has values of several types ({error}): convert them to one type, "
                 f"name it with --column-type {name}=string, or leave it out of --keep"
             ) from error
-        return pa.string() if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
+        return self._nested.get(name, pa.string()) if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
 
     def _check_names(self, rows: list[RawRow | None]) -> None:
         """Rejects a field that would be lost, as the first rows do not have it.
