@@ -151,10 +151,11 @@ def _has_other_fields(kind: pa.DataType, target: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and pa.types.is_struct(target):
         types = {field.name: field.type for field in target}
         return any(field.name not in types or _has_other_fields(field.type, types[field.name]) for field in kind)
-    if _is_list(kind) and _is_list(target):
+    if is_list(kind) and is_list(target):
         return _has_other_fields(kind.value_type, target.value_type)
     return False
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether a type is that of lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -100,6 +100,30 @@ def test_values_that_cannot_be_written_fail_their_part_alone(
     assert parts == [f"part-00000-00000.{output_format}", f"part-00001-00000.{output_format}"]
 
 
+def test_keys_of_lists_of_the_first_input_are_not_dropped(run_job: RunJob, tmp_path: Path) -> None:
+    kind = pa.large_list(pa.struct([("x", pa.int64())]))
+    first = write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([[{"x": 1}]], kind))
+    rows = [{"text": "w1", "meta": meta} for meta in ([{}], *[None] * 1100, [{"y": "lost"}])]
+    last = write_lines(tmp_path / "b.jsonl", *rows)
+    (failure,) = run_job(first, last, id=None, keep=("meta",)).failures
+    assert failure.startswith(f"{last}, line 1102: field 'meta' is not a value of type large_list<")
+
+
+def test_long_values_do_not_change_which_rows_decide(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "PIECE_CHARACTERS", 2**14)
+    lines = [{"id": row, "text": "w1", "html": "x" * 1000, "stars": row} for row in range(1000)]
+    path = write_lines(tmp_path / "a.jsonl", *lines, {"id": 1000, "text": "w1", "stars": 0.5})
+    with path.open("a") as file:
+        file.write("{bad\n")
+    summary = run_job(path, keep=("html", "stars"), part_rows=2000)
+    assert (summary.rows, summary.errors, summary.failures) == (1002, 1, [])
+    *_, last, invalid = kept(tmp_path / "out", "stars", "error")
+    assert last == {"stars": 0.5, "error": None}
+    assert invalid["error"].startswith("line 1002: is not valid JSON")
+
+
 def test_keys_that_the_first_rows_do_not_have_are_not_dropped(run_job: RunJob, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": row, "text": "w1", "meta": {"a": [{"x": 1}]}} for row in range(1100)]
     rows[1050]["meta"] = {"a": [{"x": 1, "y": "lost"}]}
