@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from .errors import UsageError
 from .files import AtomicFile, write_file
+from .selection import size_of
 
 Format = Literal["parquet", "jsonl"]
 RECORDS = "_parts"
@@ -202,7 +203,7 @@ class _ParquetEncoder:
     def write(self, table: pa.Table) -> None:
         self._tables.append(table)
         self._rows += table.num_rows
-        self._bytes += table.nbytes
+        self._bytes += sum(map(size_of, table.columns))
         if self._rows >= self._ROWS or self._bytes >= self._BYTES:
             self._flush()
 

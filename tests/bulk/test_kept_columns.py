@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from polyhead_bulk import UsageError, local, parts
+from polyhead_bulk.answers import Answers
 from polyhead_bulk.block import Block
 from polyhead_bulk.readers import rows
+from polyhead_bulk.selection import size_of
 
 from .conftest import RunJob, words
 
@@ -219,3 +223,27 @@ def test_large_kept_columns_limit_how_many_rows_are_held(
     assert max(blocks) < 120
     file = pq.ParquetFile(tmp_path / "out/part-00000-00000.parquet")
     assert [file.metadata.num_rows, file.metadata.num_row_groups > 3] == [1000, True]
+
+
+@pytest.mark.parametrize("nest", [lambda column: column, lambda column: pa.StructArray.from_arrays([column], ["a"])])
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_the_size_of_rows_is_theirs_alone(kind: pa.DataType, nest: Callable[[pa.Array], pa.Array]) -> None:
+    column = nest(pa.array([f"{row:0100}" for row in range(1000)]).cast(kind))
+    assert column.slice(10, 10).nbytes > 10**5
+    assert 40 <= size_of(column.slice(10, 10)) <= 2000
+    lists = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), column)
+    assert size_of(pa.chunked_array([lists.slice(10, 5), lists.slice(500, 5)])) <= 2000
+
+
+def test_errors_of_answers_and_of_memory_are_not_those_of_a_kept_column(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"id": 1, "text": "w1"})
+    for target, name, error in (
+        (Answers, "columns", ValueError("a defect")),
+        (parts._ParquetEncoder, "write", pa.ArrowMemoryError("malloc")),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, Mock(side_effect=error))
+            with pytest.raises(type(error), match=str(error)):
+                run_job(path)
