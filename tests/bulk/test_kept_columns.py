@@ -107,8 +107,8 @@ def test_values_that_cannot_be_written_fail_their_part_alone(
 def test_keys_of_lists_of_the_first_input_are_not_dropped(run_job: RunJob, tmp_path: Path) -> None:
     kind = pa.large_list(pa.struct([("x", pa.int64())]))
     first = write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([[{"x": 1}]], kind))
-    rows = [{"text": "w1", "meta": meta} for meta in ([{}], *[None] * 1100, [{"y": "lost"}])]
-    last = write_lines(tmp_path / "b.jsonl", *rows)
+    values: list[Any] = [[{}], *[None] * 1100, [{"y": "lost"}]]
+    last = write_lines(tmp_path / "b.jsonl", *({"text": "w1", "meta": meta} for meta in values))
     (failure,) = run_job(first, last, id=None, keep=("meta",)).failures
     assert failure.startswith(f"{last}, line 1102: field 'meta' is not a value of type large_list<")
 
