@@ -15,7 +15,7 @@ import pytest
 from polyhead_bulk import UsageError, local, parts
 from polyhead_bulk.answers import Answers
 from polyhead_bulk.block import Block
-from polyhead_bulk.readers import rows
+from polyhead_bulk.readers import base, rows
 from polyhead_bulk.selection import size_of
 
 from .conftest import RunJob, words
@@ -247,3 +247,22 @@ def test_errors_of_answers_and_of_memory_are_not_those_of_a_kept_column(
             patched.setattr(target, name, Mock(side_effect=error))
             with pytest.raises(type(error), match=str(error)):
                 run_job(path)
+
+
+def test_slices_of_large_buffers_do_not_limit_how_many_rows_are_held(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 4 * base.PIECE_ROWS
+    html = pa.array([f"{row:0100}" for row in range(count)], pa.string_view())
+    path = write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"] * count), html=html)
+    payloads: list[int] = []
+
+    def block(parts: list[Any], *arguments: Any) -> Any:
+        payloads.extend(part.payload_bytes for part in parts)
+        return Block(parts, *arguments)
+
+    monkeypatch.setattr(local, "Block", block)
+    monkeypatch.setattr(parts, "_ParquetEncoder", type("Small", (parts._ParquetEncoder,), {"_BYTES": 2**20}))
+    run_job(path, id=None, keep=("html",), part_rows=count)
+    assert sum(payloads) < 2 * html.nbytes
+    assert pq.ParquetFile(tmp_path / "out/part-00000-00000.parquet").metadata.num_row_groups == 1
