@@ -20,10 +20,10 @@ from .answers import Answers
 from .errors import BulkError, InputError, ResumeError, RowError, UsageError, output_error
 from .files import remove_abandoned
 from .layout import Layout
-from .parts import RECORDS, UNWRITABLE, PartWriter, check_types, read_records
+from .parts import RECORDS, UNWRITABLE, PartRecord, PartWriter, check_types, read_records
 from .plan import Plan, Progress, describe
 from .readers import Piece, Reader, Want, failed, limited, open_reader
-from .selection import ALL, cast_columns, check_names
+from .selection import ALL, cast_columns, check_names, size_of
 from .texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class Job:
         self.on_rows: Callable[[int], object] = lambda _: None
         self.readers: dict[int, Reader] = {}
         self.summary = Summary()
+        self.fields: list[pa.Field] = []
         # A later input may have nulls where the first one has none.
         self.fields = [one.with_nullable(True) for one in self._first_fields()]
         check_names([one.name for one in self.fields], engine.layout.names)
@@ -140,7 +141,9 @@ class Job:
         """
         if number not in self.readers:
             plan = self.plan
-            self.readers[number] = open_reader(plan.sources[number], plan.selection, plan.part_rows, plan.column_types)
+            self.readers[number] = open_reader(
+                plan.sources[number], plan.selection, plan.part_rows, plan.column_types, self.fields
+            )
         return self.readers[number]
 
     def stop(self) -> None:
@@ -221,17 +224,30 @@ class Job:
         if self._dropped == (source, piece.fragment) or (self._writer is None and self.is_stopping):
             return
         self._fail_on_errors(source, piece, answers)
+        columns = {**piece.columns, **answers.columns()} if len(part) else {}
         try:
-            self._append(part, answers, schema)
+            record = self._append(source, piece, columns, len(answers.errors), schema)
+        except pa.ArrowMemoryError:
+            raise
         except UNWRITABLE as error:
             first = self._writer.first_row if self._writer is not None else piece.first_row
             rows = f"{self.plan.sources[source].name}, rows {first + 1:,} to {piece.first_row + len(part):,}"
             reason = f"a kept column cannot be written as {self.plan.output_format}: {error}; leave it out of --keep"
             self._dropped = source, piece.fragment
             self._skip(InputError(rows, reason))
+            return
+        self.summary.rows += len(part)
+        self.summary.errors += len(answers.errors)
+        self.on_rows(len(part))
+        if record is not None:
+            self.progress.add(record)
+            self.summary.parts += 1
+            self._writer = None
 
-    def _append(self, part: Texts, answers: Answers, schema: pa.Schema) -> None:
-        source, piece = part.payload
+    def _append(
+        self, source: int, piece: Piece, columns: Mapping[str, pa.Array], errors: int, schema: pa.Schema
+    ) -> PartRecord | None:
+        """Appends rows to their part, and returns its record if they complete it."""
         plan = self.plan
         self._writer = self._writer or PartWriter(
             plan.output,
@@ -241,15 +257,9 @@ class Job:
             fragment=piece.fragment,
             first_row=piece.first_row,
         )
-        if len(part):
-            self._writer.write({**piece.columns, **answers.columns()}, len(answers.errors))
-        self.summary.rows += len(part)
-        self.summary.errors += len(answers.errors)
-        self.on_rows(len(part))
-        if piece.ends:
-            self.progress.add(self._writer.commit(is_last=piece.is_last))
-            self.summary.parts += 1
-            self._writer = None
+        if columns:
+            self._writer.write(columns, errors)
+        return self._writer.commit(is_last=piece.is_last) if piece.ends else None
 
     def _fail_on_errors(self, source: int, piece: Piece, answers: Answers) -> None:
         if self.plan.on_error == "fail" and answers.errors:
@@ -275,7 +285,7 @@ class Job:
                 if self._left is not None and part.payload.failure is None:
                     part = limited(texts, self._left)
                     self._left -= len(part)
-                part.payload_bytes = sum(column.nbytes for column in part.payload.columns.values())
+                part.payload_bytes = sum(map(size_of, part.payload.columns.values()))
                 part.payload = number, part.payload
                 yield part
                 if self._left == 0:

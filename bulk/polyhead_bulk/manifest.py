@@ -25,7 +25,7 @@ _COMPARED = {"model": "model", "options": "option", "output": "output"}
 
 
 def claim(output: Path, description: Mapping[str, Any]) -> None:
-    """Starts a job in a folder, or continues the same job there.
+    """Starts a job in a folder, or continues the same job there; adds digests of inputs that were not readable before.
 
     Args:
         output: The folder; created if there is none.
@@ -43,9 +43,15 @@ def claim(output: Path, description: Mapping[str, Any]) -> None:
             if previous is None:
                 _require_empty(output)
                 _write(output, {**description, "complete": False, "parts": []})
+                return
+            differences = list(_differences(previous, description))
+            if not differences:
+                inputs = _with_digests(previous["inputs"], description["inputs"])
+                if inputs != previous["inputs"]:
+                    _write(output, {**previous, "inputs": inputs})
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
-    if previous is not None and (differences := list(_differences(previous, description))):
+    if differences:
         raise ResumeError(
             f"{output} holds the parts of another job: {'; '.join(differences)}. Use another output folder, or delete "
             "this one"
@@ -73,7 +79,10 @@ def update(
     ]
     totals = {"rows": sum(part["rows"] for part in parts), "errors": sum(part["errors"] for part in parts)}
     try:
-        _write(output, {**description, "complete": done, **totals, "failures": list(failures), "parts": parts})
+        # Another process may have read an input that this one could not.
+        inputs = _with_digests(description["inputs"], _previous_inputs(output) or description["inputs"])
+        content = {**description, "inputs": inputs, "complete": done, **totals}
+        _write(output, {**content, "failures": list(failures), "parts": parts})
     except OSError as error:
         raise OutputError(f"{output / NAME}: cannot be written: {error.strerror or error}") from error
 
@@ -96,17 +105,29 @@ def describe_inputs(output: Path, sources: Iterable[Source]) -> Iterator[Mapping
     for source in sources:
         previous = known.get(source.name, {})
         digest = previous.get("sha256")
-        if not digest or (previous["size"], previous["modified_ns"]) != (source.size, source.modified_ns):
+        # That of the file when it had the digest.
+        modified_ns = previous["modified_ns"] if digest else source.modified_ns
+        if not digest or (previous["size"], modified_ns) != (source.size, source.modified_ns):
             with suppress(InputError):
-                digest = source.sha256()
+                digest, modified_ns = source.sha256(), source.modified_ns
         yield {
             "name": source.name,
             "format": source.format,
             "size": source.size,
-            "modified_ns": source.modified_ns,
+            "modified_ns": modified_ns,
             "partitions": dict(source.partitions),
             "sha256": digest,
         }
+
+
+def _with_digests(inputs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns descriptions of inputs; one without a digest gets that of its other description, with size and time."""
+    return [
+        {**one, **{key: other[key] for key in ("size", "modified_ns", "sha256")}}
+        if other.get("sha256") and not one.get("sha256")
+        else one
+        for one, other in zip(inputs, others, strict=True)
+    ]
 
 
 def _previous_inputs(output: Path) -> list[Mapping[str, Any]]:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from .errors import UsageError
 from .files import AtomicFile, write_file
+from .selection import size_of
 
 Format = Literal["parquet", "jsonl"]
 RECORDS = "_parts"
@@ -102,7 +103,7 @@ def check_types(fields: Iterable[pa.Field], output_format: Format) -> None:
     """
     for field in fields if output_format == "parquet" else ():
         try:
-            pq.write_table(pa.table({field.name: pa.nulls(1, field.type)}), pa.BufferOutputStream())
+            pq.write_table(pa.schema([pa.field(field.name, field.type)]).empty_table(), pa.BufferOutputStream())
         except pa.ArrowException as error:
             raise UsageError(
                 f"column {field.name!r} has type {field.type}, which Parquet does not have: use --output-format jsonl, "
@@ -202,7 +203,7 @@ class _ParquetEncoder:
     def write(self, table: pa.Table) -> None:
         self._tables.append(table)
         self._rows += table.num_rows
-        self._bytes += table.nbytes
+        self._bytes += sum(map(size_of, table.columns))
         if self._rows >= self._ROWS or self._bytes >= self._BYTES:
             self._flush()
 

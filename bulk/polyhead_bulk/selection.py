@@ -146,15 +146,35 @@ def cast_columns(
     return found
 
 
+def size_of(column: pa.Array | pa.ChunkedArray) -> int:
+    """Returns about how many bytes the rows of a column have; ``nbytes`` counts whole buffers of some types.
+
+    A dictionary is not counted, as pieces share it.
+    """
+    kind = column.type
+    if isinstance(column, pa.ChunkedArray):
+        return sum(map(size_of, column.chunks))
+    if pa.types.is_dictionary(kind):
+        return int(column.indices.nbytes)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return int(column.cast(pa.large_binary()).nbytes)
+    if pa.types.is_struct(kind):
+        return sum(map(size_of, column.flatten()))
+    if is_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return 8 * len(column) + size_of(column.flatten())
+    return int(column.nbytes)
+
+
 def _has_other_fields(kind: pa.DataType, target: pa.DataType) -> bool:
     """Returns whether a type contains a struct with fields that the target does not have; a cast would drop them."""
     if pa.types.is_struct(kind) and pa.types.is_struct(target):
         types = {field.name: field.type for field in target}
         return any(field.name not in types or _has_other_fields(field.type, types[field.name]) for field in kind)
-    if _is_list(kind) and _is_list(target):
+    if is_list(kind) and is_list(target):
         return _has_other_fields(kind.value_type, target.value_type)
     return False
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether a type is that of lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -154,21 +154,27 @@ def _local(path: Path, input_format: str | None, root: Path | None = None) -> So
 
 def _from_folder(folder: Path, input_format: str | None) -> Iterator[Source]:
     found = False
-    for path in _files(folder, (folder.resolve(),)):
-        if input_format or _is_known(path.name) or not path.exists():
+    for path in _files(folder, (folder.resolve(),), set()):
+        if input_format or _is_known(path.name) or _is_lost_folder(path):
             found = True
             yield _local(path, input_format, folder)
     if not found:
         raise UsageError(f"{folder}: contains no input file; {_SUPPORTED}")
 
 
-def _files(folder: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
+def _is_lost_folder(path: Path) -> bool:
+    """Returns whether a path is a link to nothing that may have been a folder by its name."""
+    return (not path.suffix or _PARTITION.fullmatch(path.name) is not None) and not path.exists()
+
+
+def _files(folder: Path, roots: tuple[Path, ...], taken: set[Path]) -> Iterator[Path]:
     """Yields the data files of a folder, then those of the folders in it, each sorted by name.
 
     Args:
         folder: The folder.
         roots: The resolved first folder, and those of the links that lead from it to ``folder``. A link into one of
             them is not followed, as its files are found by their own paths; nor is a link to a folder around one.
+        taken: Resolved folders whose files were yielded; they are not yielded again by another link.
 
     Raises:
         OSError: A folder cannot be read.
@@ -184,7 +190,9 @@ def _files(folder: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
         elif not any((real := path.resolve()).is_relative_to(one) or one.is_relative_to(real) for one in roots):
             folders.append((path, (*roots, real)))
     for inner, inner_roots in folders:
-        yield from _files(inner, inner_roots)
+        if (real := inner.resolve()) not in taken:
+            taken.add(real)
+            yield from _files(inner, inner_roots, taken)
 
 
 def _is_data(name: str) -> bool:

@@ -48,6 +48,48 @@ def test_a_file_that_cannot_be_read_fails_alone_and_is_made_later(
         run_job(first, second)
 
 
+def refuse(path: Path) -> str:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_the_digest_of_another_process_is_kept(
+    make_annotator: MakeAnnotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["w1"])
+    digest = sha256_of(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "sha256_of", refuse)
+        first = make_job(make_annotator(), tmp_path / "out", path)
+        run_parts = first.make_parts
+
+        def other_process_first() -> None:
+            patched.setattr(sources, "sha256_of", sha256_of)
+            other = make_job(make_annotator(), tmp_path / "out", path)
+            patched.setattr(other, "make_parts", check)
+            other.run()
+            run_parts()
+
+        def check() -> None:
+            assert manifest_of(tmp_path / "out")["inputs"][0]["sha256"] == digest
+
+        patched.setattr(first, "make_parts", other_process_first)
+        assert first.run().is_complete
+    check()
+
+
+def test_a_digest_is_not_that_of_a_later_file(run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "text": "w1"}\n')
+    run_job(path)
+    path.write_text('{"id": 1, "text": "w2"}\n')
+    os.utime(path, ns=(1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "sha256_of", refuse)
+        run_job(path)
+    with pytest.raises(ResumeError, match=r"a\.jsonl: has changed since"):
+        run_job(path)
+
+
 def test_a_name_that_is_not_utf_8_is_written(run_job: RunJob, tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9.jsonl")
     Path(path).write_text('{"id": 1, "text": "w1"}\n')

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from polyhead_bulk import UsageError, local, parts
+from polyhead_bulk.answers import Answers
 from polyhead_bulk.block import Block
-from polyhead_bulk.readers import rows
+from polyhead_bulk.readers import base, rows
+from polyhead_bulk.selection import size_of
 
 from .conftest import RunJob, words
 
@@ -49,7 +53,23 @@ def test_objects_without_keys_are_kept_as_text(run_job: RunJob, tmp_path: Path) 
     assert kept(tmp_path / "out", "meta", "tags") == [{"meta": "{}", "tags": "[{}]"}, {"meta": None, "tags": None}]
 
 
-@pytest.mark.parametrize("kind", [pa.struct([]), pa.month_day_nano_interval()], ids=str)
+@pytest.mark.parametrize("meta", [{}, None, {"a": [{}]}], ids=str)
+def test_objects_without_keys_fit_the_objects_of_the_first_input(
+    run_job: RunJob, tmp_path: Path, meta: dict[str, Any] | None
+) -> None:
+    first = write_lines(tmp_path / "a.jsonl", {"id": 1, "text": "w1", "meta": {"a": [{"x": 1}]}})
+    rows: list[dict[str, Any]] = [{"id": row, "text": "w1", "meta": meta} for row in range(2, 1100)]
+    rows[-1]["meta"] = {"a": [{"x": 2}]}
+    last = write_lines(tmp_path / "b.jsonl", *rows)
+    assert run_job(first, last, keep=("meta",), part_rows=2000).failures == []
+    values = [row["meta"] for row in kept(tmp_path / "out", "meta")]
+    nulls = {"{}": {"a": None}, "None": None}.get(str(meta), {"a": [{"x": None}]})
+    assert [values[0], values[1], values[-1]] == [{"a": [{"x": 1}]}, nulls, {"a": [{"x": 2}]}]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.struct([]), pa.month_day_nano_interval(), pa.run_end_encoded(pa.int32(), pa.string())], ids=str
+)
 def test_a_type_that_parquet_does_not_have_is_refused_before_the_start(
     run_job: RunJob, tmp_path: Path, kind: pa.DataType
 ) -> None:
@@ -58,6 +78,14 @@ def test_a_type_that_parquet_does_not_have_is_refused_before_the_start(
         run_job(path, id=None, keep=("odd",))
     assert not (tmp_path / "out").exists()
     assert run_job(path, id=None, keep=("odd",), output_format="jsonl").is_complete
+
+
+def test_structs_whose_fields_are_never_null_are_kept(run_job: RunJob, tmp_path: Path) -> None:
+    kind = pa.struct([pa.field("a", pa.int64(), nullable=False)])
+    run_job(
+        write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([{"a": 1}], kind)), id=None, keep=("*",)
+    )
+    assert kept(tmp_path / "out", "meta") == [{"meta": {"a": 1}}]
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
@@ -74,6 +102,30 @@ def test_values_that_cannot_be_written_fail_their_part_alone(
     assert f"a kept column cannot be written as {output_format}: " in summary.failures[0]
     parts = sorted(path.name for path in (tmp_path / "out").glob("part-*"))
     assert parts == [f"part-00000-00000.{output_format}", f"part-00001-00000.{output_format}"]
+
+
+def test_keys_of_lists_of_the_first_input_are_not_dropped(run_job: RunJob, tmp_path: Path) -> None:
+    kind = pa.large_list(pa.struct([("x", pa.int64())]))
+    first = write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"]), meta=pa.array([[{"x": 1}]], kind))
+    values: list[Any] = [[{}], *[None] * 1100, [{"y": "lost"}]]
+    last = write_lines(tmp_path / "b.jsonl", *({"text": "w1", "meta": meta} for meta in values))
+    (failure,) = run_job(first, last, id=None, keep=("meta",)).failures
+    assert failure.startswith(f"{last}, line 1102: field 'meta' is not a value of type large_list<")
+
+
+def test_long_values_do_not_change_which_rows_decide(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "PIECE_CHARACTERS", 2**14)
+    lines = [{"id": row, "text": "w1", "html": "x" * 1000, "stars": row} for row in range(1000)]
+    path = write_lines(tmp_path / "a.jsonl", *lines, {"id": 1000, "text": "w1", "stars": 0.5})
+    with path.open("a") as file:
+        file.write("{bad\n")
+    summary = run_job(path, keep=("html", "stars"), part_rows=2000)
+    assert (summary.rows, summary.errors, summary.failures) == (1002, 1, [])
+    *_, last, invalid = kept(tmp_path / "out", "stars", "error")
+    assert last == {"stars": 0.5, "error": None}
+    assert invalid["error"].startswith("line 1002: is not valid JSON")
 
 
 def test_keys_that_the_first_rows_do_not_have_are_not_dropped(run_job: RunJob, tmp_path: Path) -> None:
@@ -171,3 +223,46 @@ def test_large_kept_columns_limit_how_many_rows_are_held(
     assert max(blocks) < 120
     file = pq.ParquetFile(tmp_path / "out/part-00000-00000.parquet")
     assert [file.metadata.num_rows, file.metadata.num_row_groups > 3] == [1000, True]
+
+
+@pytest.mark.parametrize("nest", [lambda column: column, lambda column: pa.StructArray.from_arrays([column], ["a"])])
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_the_size_of_rows_is_theirs_alone(kind: pa.DataType, nest: Callable[[pa.Array], pa.Array]) -> None:
+    column = nest(pa.array([f"{row:0100}" for row in range(1000)]).cast(kind))
+    assert column.slice(10, 10).nbytes > 10**5
+    assert 40 <= size_of(column.slice(10, 10)) <= 2000
+    lists = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), column)
+    assert size_of(pa.chunked_array([lists.slice(10, 5), lists.slice(500, 5)])) <= 2000
+
+
+def test_errors_of_answers_and_of_memory_are_not_those_of_a_kept_column(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"id": 1, "text": "w1"})
+    for target, name, error in (
+        (Answers, "columns", ValueError("a defect")),
+        (parts._ParquetEncoder, "write", pa.ArrowMemoryError("malloc")),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, Mock(side_effect=error))
+            with pytest.raises(type(error), match=str(error)):
+                run_job(path)
+
+
+def test_slices_of_large_buffers_do_not_limit_how_many_rows_are_held(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 4 * base.PIECE_ROWS
+    html = pa.array([f"{row:0100}" for row in range(count)], pa.string_view())
+    path = write_arrow(tmp_path / "a.arrow", text=pa.array(["w1"] * count), html=html)
+    payloads: list[int] = []
+
+    def block(parts: list[Any], *arguments: Any) -> Any:
+        payloads.extend(part.payload_bytes for part in parts)
+        return Block(parts, *arguments)
+
+    monkeypatch.setattr(local, "Block", block)
+    monkeypatch.setattr(parts, "_ParquetEncoder", type("Small", (parts._ParquetEncoder,), {"_BYTES": 2**20}))
+    run_job(path, id=None, keep=("html",), part_rows=count)
+    assert sum(payloads) < 2 * html.nbytes
+    assert pq.ParquetFile(tmp_path / "out/part-00000-00000.parquet").metadata.num_row_groups == 1

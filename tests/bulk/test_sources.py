@@ -104,7 +104,24 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     ]
     assert [dict(source.partitions) for source in found][2] == {"year": "2026"}
     (tmp_path / "in/year=2028").symlink_to(tmp_path / "real")
-    with pytest.raises(UsageError, match=r"year=2028/c.jsonl: is named twice, also as .*year=2026/c.jsonl"):
+    assert find_sources([str(tmp_path / "in")], tmp_path / "out") == found
+    (tmp_path / "in/year=2020").symlink_to(tmp_path / "real/inner")
+    again = find_sources([str(tmp_path / "in")], tmp_path / "out")
+    assert names(tmp_path / "in", again)[1:] == [
+        "year=2020/d.jsonl",
+        "year=2025/b.jsonl",
+        "year=2026/c.jsonl",
+        "year=2027/e.jsonl",
+    ]
+
+
+def test_a_link_to_nothing_that_is_not_data_is_ignored(tmp_path: Path) -> None:
+    touch(tmp_path / "in/a.jsonl")
+    (tmp_path / "in/NOTES.txt").symlink_to(tmp_path / "missing")
+    (found,) = find_sources([str(tmp_path / "in")], tmp_path / "out")
+    assert found.format == "jsonl"
+    (tmp_path / "in/price=1.5").symlink_to(tmp_path / "missing")
+    with pytest.raises(UsageError, match=r"price=1.5: leads to a file or folder that does not exist"):
         find_sources([str(tmp_path / "in")], tmp_path / "out")
 
 

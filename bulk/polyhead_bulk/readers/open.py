@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -15,7 +15,13 @@ from .parquet import ParquetReader
 from .rows import RowReader
 
 
-def open_reader(source: Source, selection: Selection, part_rows: int, types: Mapping[str, pa.DataType]) -> Reader:
+def open_reader(
+    source: Source,
+    selection: Selection,
+    part_rows: int,
+    types: Mapping[str, pa.DataType],
+    first: Sequence[pa.Field] = (),
+) -> Reader:
     """Opens an input and reads what its fragments and the types of its columns require.
 
     Args:
@@ -23,6 +29,7 @@ def open_reader(source: Source, selection: Selection, part_rows: int, types: Map
         selection: The columns.
         part_rows: Largest number of rows of a fragment.
         types: Types of kept columns of JSON Lines and CSV, where the reader must not decide.
+        first: Fields of the first input, where there is one before.
 
     Raises:
         InputError: The input cannot be read.
@@ -32,4 +39,4 @@ def open_reader(source: Source, selection: Selection, part_rows: int, types: Map
         return ParquetReader(source, selection, part_rows)
     if source.format in ("arrow", "arrow-stream"):
         return ArrowReader(source, selection, part_rows)
-    return RowReader(source, selection, part_rows, types)
+    return RowReader(source, selection, part_rows, types, first)

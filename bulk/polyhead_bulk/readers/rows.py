@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeAlias, cast
 
 import pyarrow as pa
 from polyhead_rows import Problem, RawRow, read_rows, read_stream
 
 from polyhead_bulk.errors import InputError, UsageError
-from polyhead_bulk.selection import ALL, Selection, find_value, missing_column, tops
+from polyhead_bulk.selection import ALL, Selection, find_value, is_list, missing_column, tops
 from polyhead_bulk.sources import Source
 from polyhead_bulk.texts import Texts, from_values
 
 from .base import PIECE_CHARACTERS, PIECE_ROWS, Want, fragments_of
+
+# Characters of the first rows, which decide names and types: PIECE_ROWS of them wherever these fit into memory.
+_FIRST_CHARACTERS = 64 * 2**20
 
 
 @dataclass
@@ -31,25 +35,48 @@ class _Group:
 
     def add(self, row: RawRow | Problem) -> None:
         """Adds a row."""
-        if isinstance(row, Problem):
-            self.errors[len(self.rows)] = f"line {row.line}: {row.reason}"
-        self.rows.append(row if isinstance(row, RawRow) else None)
-        self.size += _size(row.values) if isinstance(row, RawRow) else 0
+        if isinstance(row, RawRow):
+            self._append(row, None)
+        else:
+            self._append(None, f"line {row.line}: {row.reason}")
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the next row belongs to another group."""
-        return len(self.rows) >= PIECE_ROWS or self.size >= PIECE_CHARACTERS
+    def is_full(self, characters: int) -> bool:
+        """Returns whether the next row belongs to another group."""
+        return len(self.rows) >= PIECE_ROWS or self.size >= characters
+
+    def divided(self) -> Iterator[_Group]:
+        """Yields the rows in groups of at most about ``PIECE_CHARACTERS``."""
+        group = _Group()
+        for number, row in enumerate(self.rows):
+            group._append(row, self.errors.get(number))
+            if group.is_full(PIECE_CHARACTERS):
+                yield group
+                group = _Group()
+        if group.rows:
+            yield group
+
+    def _append(self, row: RawRow | None, error: str | None) -> None:
+        if error is not None:
+            self.errors[len(self.rows)] = error
+        self.rows.append(row)
+        self.size += _size(row.values) if row is not None else 0
 
 
 class RowReader:
     """Reads one file of JSON Lines or CSV from its beginning; see ``Reader``.
 
-    The first rows decide the types of kept JSON fields; one that is always null or {} is a string. CSV columns are
-    strings.
+    The first rows decide the types of kept JSON fields; one that is always null or {} is a string, unless the first
+    input has objects or lists there. CSV columns are strings.
     """
 
-    def __init__(self, source: Source, selection: Selection, part_rows: int, types: Mapping[str, pa.DataType]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        part_rows: int,
+        types: Mapping[str, pa.DataType],
+        first: Sequence[pa.Field] = (),
+    ) -> None:
         """Reads the first rows.
 
         Args:
@@ -57,6 +84,7 @@ class RowReader:
             selection: The columns.
             part_rows: Rows of a fragment.
             types: Types of kept columns, where the first rows must not decide.
+            first: Fields of the first input, where there is one before.
 
         Raises:
             InputError: The input cannot be read.
@@ -66,10 +94,10 @@ class RowReader:
         self._selection = selection
         self._part_rows = part_rows
         self._groups = self._read()
-        first = next(self._groups, _Group())
-        self._first = first
+        self._first = next(self._groups, _Group())
+        self._nested = {one.name: one.type for one in first if pa.types.is_nested(one.type)}
         partitions = dict(source.partitions)
-        rows = [row for row in first.rows if row is not None]
+        rows = [row for row in self._first.rows if row is not None]
         names = list(dict.fromkeys([*(name for row in rows for name in row.names), *partitions]))
         # A column with a named type exists even if no row has it yet.
         declared = [name for name in types if not tops([name]) & {*names}]
@@ -90,8 +118,10 @@ class RowReader:
         yield from fragments_of(self._texts(), self._part_rows, want)
 
     def _texts(self) -> Iterator[tuple[Texts, dict[str, pa.Array]]]:
-        group: _Group | None = self._first
-        while group is not None and group.rows:
+        groups = itertools.chain(self._first.divided(), self._groups)
+        # Its rows need not be held until the end.
+        self._first = _Group()
+        for group in groups:
             values = [None if row is None else find_value(row.values, self._selection.text) for row in group.rows]
             texts = from_values(values)
             texts.errors |= {
@@ -103,7 +133,6 @@ class RowReader:
             if ALL in self._selection.keep:
                 self._check_names(group.rows)
             yield texts, {one.name: self._column(one, group.rows) for one in self.fields}
-            group = next(self._groups, None)
 
     def _read(self) -> Iterator[_Group]:
         """Yields groups of rows.
@@ -111,16 +140,16 @@ class RowReader:
         Raises:
             InputError: The rest of the input cannot be read.
         """
-        group = _Group()
+        group, characters = _Group(), _FIRST_CHARACTERS
         for row in self._rows():
             if isinstance(row, Problem) and row.is_final:
                 if group.rows:
                     yield group
                 raise InputError(self._source.name, f"line {row.line}: {row.reason}" if row.line else row.reason)
             group.add(row)
-            if group.is_full:
+            if group.is_full(characters):
                 yield group
-                group = _Group()
+                group, characters = _Group(), PIECE_CHARACTERS
         if group.rows:
             yield group
 
@@ -154,7 +183,7 @@ class RowReader:
                 f"{self._source.name}: field {name!r} has values of several types ({error}): convert them to one type, "
                 f"name it with --column-type {name}=string, or leave it out of --keep"
             ) from error
-        return pa.string() if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
+        return self._nested.get(name, pa.string()) if pa.types.is_null(kind) or _has_empty_struct(kind) else kind
 
     def _check_names(self, rows: list[RawRow | None]) -> None:
         """Rejects a field that would be lost, as the first rows do not have it.
@@ -192,9 +221,11 @@ def _size(value: object) -> int:
     """Returns about how many characters a value has."""
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 1
+    if isinstance(value, list):  # a long one has numbers, as a rule
+        return len(value) + sum(_size(one) for one in value if isinstance(one, (str, list, dict)))
+    return 1
 
 
 def _array(values: list[object], kind: pa.DataType) -> pa.Array:
@@ -203,19 +234,32 @@ def _array(values: list[object], kind: pa.DataType) -> pa.Array:
     Raises:
         ValueError: A value is not of the type, or an object has keys that the type does not have.
     """
-    if pa.types.is_nested(kind) and any(_has_other_keys(value, kind) for value in values):
+    keys = _keys(kind)
+    if keys is not None and any(_has_other_keys(value, keys) for value in values):
         raise ValueError
     return pa.array(values, kind)
 
 
-def _has_other_keys(value: object, kind: pa.DataType) -> bool:
-    """Returns whether a value contains an object with keys that its type does not have; Arrow would drop them."""
-    if isinstance(value, list) and pa.types.is_list(kind):
-        return pa.types.is_nested(kind.value_type) and any(_has_other_keys(one, kind.value_type) for one in value)
-    if not isinstance(value, dict) or not pa.types.is_struct(kind):
-        return False
-    types = {field.name: field.type for field in kind}
-    return any(key not in types or _has_other_keys(one, types[key]) for key, one in value.items())
+# Names of the keys of an object, or in a list those of the objects in a list; None for a value without objects.
+_Keys: TypeAlias = "dict[str, _Keys] | list[_Keys] | None"
+
+
+def _keys(kind: pa.DataType) -> _Keys:
+    """Returns the keys that the values of a type may have."""
+    if pa.types.is_struct(kind):
+        return {field.name: _keys(field.type) for field in kind}
+    if is_list(kind) and (keys := _keys(kind.value_type)) is not None:
+        return [keys]
+    return None
+
+
+def _has_other_keys(value: object, keys: _Keys) -> bool:
+    """Returns whether a value contains an object with other keys; Arrow would drop them."""
+    if isinstance(keys, dict):
+        return isinstance(value, dict) and any(
+            key not in keys or _has_other_keys(one, keys[key]) for key, one in value.items()
+        )
+    return keys is not None and isinstance(value, list) and any(_has_other_keys(one, keys[0]) for one in value)
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:
