@@ -35,7 +35,7 @@ class Request:
 
 
 class Client:
-    """Sends requests, every fourth of which is invalid, and reads no response until it is told to.
+    """Sends requests, every fourth of which is invalid, and reads no response until it is asked to.
 
     Attributes:
         submitted: Numbers of the requests that were submitted.
